@@ -27,10 +27,7 @@ DEV = [*TEST, "ruff~=0.17.6", "mypy~=2.4", "clang-format~=23.1"]
 def version() -> str:
     """Read `__version__` from the package's source, without importing it."""
     source = (ROOT / "keras_branchy" / "__init__.py").read_text(encoding="utf-8")
-    found = re.search(r'^__version__ = "([^"]+)"$', source, re.MULTILINE)
-    if found is None:
-        raise RuntimeError("keras_branchy/__init__.py has no `__version__` line.")
-    return found.group(1)
+    return re.findall(r'^__version__ = "(.+)"$', source, re.MULTILINE)[0]
 
 
 def long_description() -> str:
