@@ -13,11 +13,13 @@ from project import PACKAGE, ROOT, fresh_python, source_files
 # A module imports only from rows above its own.
 LAYERS = (
     ("criteria", "graph"),
-    ("reference", "native", "calibration", "plots", "runner"),
-    ("exit_branch", "exit_gate", "last_exit", "per_exit"),
+    ("reference", "native", "calibration", "plots", "runner", "last_exit", "per_exit"),
+    ("exit_branch", "exit_gate"),
+    ("attach",),
     ("branchy_model",),
-    ("stages",),
+    ("stages", "batches"),
     ("early_exit", "cost", "export"),
+    ("calibrate_model",),
     ("networks", "callbacks", "cli"),
 )
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
