@@ -13,13 +13,14 @@ from project import PACKAGE, ROOT, fresh_python, source_files
 # A module imports only from rows above its own.
 LAYERS = (
     ("criteria", "graph"),
+    ("report",),
     ("reference", "native", "calibration", "plots", "runner", "last_exit", "per_exit"),
     ("exit_branch", "exit_gate"),
     ("attach",),
     ("branchy_model",),
     ("stages", "batches"),
     ("early_exit", "cost", "export"),
-    ("calibrate_model",),
+    ("scoring",),
     ("networks", "callbacks", "cli"),
 )
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
@@ -28,7 +29,7 @@ RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 LAZILY_UPWARD = {"branchy_model"}
 
 FRAMEWORKS = {"tensorflow", "keras"}
-WITHOUT_FRAMEWORKS = {"criteria", "calibration", "plots", "runner"}
+WITHOUT_FRAMEWORKS = {"criteria", "report", "calibration", "plots", "runner"}
 KERAS_ONLY = {"graph"}
 TENSORFLOW_AT_TOP = {"reference", "exit_gate", "early_exit", "native"}
 
