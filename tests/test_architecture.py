@@ -13,7 +13,8 @@ from project import PACKAGE, ROOT, fresh_python, source_files
 # A module imports only from rows above its own.
 LAYERS = (
     ("criteria", "graph"),
-    ("report",),
+    ("report", "thresholds"),
+    ("threshold_search",),
     ("reference", "native", "calibration", "plots", "runner", "last_exit", "per_exit"),
     ("exit_branch", "exit_gate"),
     ("attach",),
@@ -29,7 +30,15 @@ RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 LAZILY_UPWARD = {"branchy_model"}
 
 FRAMEWORKS = {"tensorflow", "keras"}
-WITHOUT_FRAMEWORKS = {"criteria", "report", "calibration", "plots", "runner"}
+WITHOUT_FRAMEWORKS = {
+    "calibration",
+    "criteria",
+    "plots",
+    "report",
+    "runner",
+    "threshold_search",
+    "thresholds",
+}
 KERAS_ONLY = {"graph"}
 TENSORFLOW_AT_TOP = {"reference", "exit_gate", "early_exit", "native"}
 
@@ -47,10 +56,9 @@ def modules():
     """Path and name (`"cost"`, `"networks"`) of every module but the package's own."""
     for path in sorted(PACKAGE.rglob("*.py")):
         inside = path.relative_to(PACKAGE)
-        if str(inside) != "__init__.py":
-            yield pytest.param(
-                path, inside.parts[0].removesuffix(".py"), id=str(inside)
-            )
+        name = inside.parts[0].removesuffix(".py")
+        if name != "__init__":
+            yield pytest.param(path, name, id=str(inside))
 
 
 MODULES = list(modules())
@@ -69,10 +77,8 @@ def imports_of(path):
                 Import(f"{node.module}.{name.name}", node.lineno, lazy)
                 for name in node.names
             )
-        typing_only = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(
-            node.test
-        )
-        lazy = lazy or typing_only or isinstance(node, ast.FunctionDef)
+        typed = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        lazy = lazy or typed or isinstance(node, ast.FunctionDef)
         for child in ast.iter_child_nodes(node):
             visit(child, lazy)
 
@@ -157,10 +163,9 @@ def test_source_files_name_their_licence():
     suffixes = {".py", ".cc", ".h", ".cu", ".sh"}
     for path in source_files():
         if path.suffix in suffixes:
-            head = path.read_text("utf-8").split("\n", 2)[:2]
-            assert any(
-                "SPDX-License-Identifier: Apache-2.0" in line for line in head
-            ), path.relative_to(ROOT)
+            head = " ".join(path.read_text("utf-8").split("\n")[:2])
+            named = "SPDX-License-Identifier: Apache-2.0" in head
+            assert named, path.relative_to(ROOT)
 
 
 def test_no_path_of_a_machine_in_any_file():

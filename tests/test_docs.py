@@ -82,10 +82,8 @@ def run(block, path, scope):
 def documents():
     """README, and each other document that holds a ```python block."""
     found = [path for path in source_files() if path.suffix == ".md"]
-    shown = {
-        str(path.relative_to(ROOT)) for path in found if any(blocks_of(text(path)))
-    }
-    return sorted(shown | {"README.md"})
+    shown = [path for path in found if any(blocks_of(text(path)))]
+    return sorted({"README.md", *(str(path.relative_to(ROOT)) for path in shown)})
 
 
 def text(path):

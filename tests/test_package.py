@@ -2,6 +2,7 @@
 """The package as it is imported and installed."""
 
 import importlib
+import inspect
 import re
 from types import ModuleType
 
@@ -12,6 +13,24 @@ import keras_branchy
 
 OBJECTS = {"BranchyModel", "ExitBranch", "exit_gate"}
 MODULES = {"calibration", "cost", "networks", "plots"}
+
+# What a class adds to what it inherits from Keras.
+ADDED = {
+    "BranchyModel": {
+        "branches",
+        "calibrate",
+        "criteria",
+        "early_exit",
+        "exit_names",
+        "num_classes",
+        "patience",
+        "predict_early",
+        "stages",
+        "taps",
+        "thresholds",
+    },
+    "ExitBranch": {"logits"},
+}
 
 
 def test_public_names_are_these():
@@ -26,6 +45,23 @@ def test_an_object_resolves_to_its_definition(name):
     assert value.__name__ == name
     assert value.__module__.startswith("keras_branchy.")
     assert value.__doc__
+
+
+@pytest.mark.parametrize("name", sorted(ADDED))
+def test_what_a_class_adds_is_pinned_and_documented(name):
+    added = getattr(keras_branchy, name)
+    base = added.__mro__[1]
+    own = {key: value for key, value in vars(added).items() if not hasattr(base, key)}
+    public = {key: value for key, value in own.items() if not key.startswith("_")}
+    assert set(public) == ADDED[name]
+    assert [key for key, value in public.items() if not inspect.getdoc(value)] == []
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_what_a_module_offers_is_documented(name):
+    module = getattr(keras_branchy, name)
+    functions = [getattr(module, key) for key in module.__all__]
+    assert [f.__name__ for f in functions if callable(f) and not f.__doc__] == []
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
