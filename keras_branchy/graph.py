@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Functional graphs: walking their calls, calling them again, and inlining nested models.
+
+Keras keeps one node for each call of an operation; a tensor's `_keras_history` names the
+node that made it. Everything here works node by node, so that a layer that is called
+several times is followed call by call.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+
+from keras_branchy.masks import mask_of
+
+__all__ = ["Graph", "inline", "nodes_for", "producer", "replay", "tensors_read"]
+
+Tensors = dict[int, Any]  # id of a tensor of one graph -> its counterpart in another
+
+
+def producer(tensor: Any) -> Any:
+    """The node whose call made `tensor`."""
+    operation, node_index, _ = tensor._keras_history
+    return operation._inbound_nodes[node_index]
+
+
+def tensors_read(node: Any) -> list[Any]:
+    """What a call reads: its arguments, and their masks.
+
+    Attention and custom layers take the mask off the tensor, where no edge of the graph
+    shows it.
+    """
+    masks = [mask_of(tensor) for tensor in node.input_tensors]
+    return [*node.input_tensors, *(mask for mask in masks if mask is not None)]
+
+
+def nodes_for(tensors: Iterable[Any], known: set[int]) -> list[Any]:
+    """The calls that make `tensors` from those whose ids are `known`, in call order.
+
+    The ids of what these calls make are added to `known`, so that the next call with the
+    same set gives what is still missing.
+    """
+    ordered: list[Any] = []
+    pending = [(tensor, False) for tensor in reversed(list(tensors))]
+    while pending:
+        tensor, ready = pending.pop()
+        if id(tensor) in known:
+            continue
+        node = producer(tensor)
+        if ready:
+            ordered.append(node)
+            known.update(id(output) for output in node.outputs)
+            continue
+        pending.append((tensor, True))
+        pending.extend((needed, False) for needed in reversed(tensors_read(node)))
+    return ordered
+
+
+def replay(node: Any, tensors: Tensors) -> list[Any]:
+    """Calls the operation of `node` again, on the counterparts of its arguments."""
+    args, kwargs = _arguments(node, tensors)
+    outputs = keras.tree.flatten(node.operation(*args, **kwargs))
+    tensors.update(zip(map(id, node.outputs), outputs, strict=True))
+    return outputs
+
+
+def _arguments(node: Any, tensors: Tensors) -> tuple[Any, Any]:
+    def counterpart(value: Any) -> Any:
+        return tensors[id(value)] if keras.backend.is_keras_tensor(value) else value
+
+    return node.arguments.convert(counterpart)
+
+
+@dataclass
+class Graph:
+    """A functional graph in which no nested model is left.
+
+    Attributes:
+        inputs: The inputs of the model, in its own structure.
+        output: Its one output.
+        calls: Tensors made by each call, by address: `"layer"`, `"outer/layer"` inside a
+            nested model, `"layer:1"` for the second call of a layer that is called
+            several times.
+    """
+
+    inputs: Any
+    output: Any
+    calls: dict[str, list[Any]] = field(default_factory=dict)
+
+
+def inline(model: keras.Model) -> Graph:
+    """The graph of a functional model with one output, nested models inlined.
+
+    Layers are shared with `model`, not copied. A layer of a nested model whose name is
+    also another layer's is renamed to `outer_layer`, since names are unique in a graph.
+    """
+    nodes = nodes_for(model.outputs, {id(tensor) for tensor in model.inputs})
+    inputs = getattr(model, "_inputs_struct", model.inputs)
+    graph = Graph(inputs, model.outputs[0])
+    names = {node.operation.name: node.operation for node in nodes}
+    tensors = {id(tensor): tensor for tensor in model.inputs}
+    again = any(_is_nested_model(node.operation) for node in nodes)
+    _walk(model, tensors, graph, "", names, again)
+    graph.output = tensors[id(model.outputs[0])]
+    return graph
+
+
+def _walk(
+    model: Any, tensors: Tensors, graph: Graph, prefix: str, names: dict, again: bool
+) -> None:
+    nodes = nodes_for(model.outputs, set(tensors))
+    calls = Counter(id(node.operation) for node in nodes)
+    seen: Counter = Counter()
+    for node in nodes:
+        operation = node.operation
+        address = prefix + operation.name
+        if calls[id(operation)] > 1:
+            address += f":{seen[id(operation)]}"
+            seen[id(operation)] += 1
+        if _is_nested_model(operation):
+            _enter(node, tensors, graph, f"{address}/", names)
+        elif again:
+            _keep_unique(operation, prefix, names)
+            replay(node, tensors)
+        else:
+            tensors.update((id(tensor), tensor) for tensor in node.outputs)
+        graph.calls[address] = [tensors[id(tensor)] for tensor in node.outputs]
+
+
+def _enter(node: Any, tensors: Tensors, graph: Graph, prefix: str, names: dict) -> None:
+    """Walks a nested model with the arguments of one call of it."""
+    args, kwargs = _arguments(node, tensors)
+    given = keras.tree.flatten(args[0] if args else kwargs["inputs"])
+    nested = node.operation
+    inner = {
+        id(declared): _as_declared(tensor, declared)
+        for declared, tensor in zip(nested.inputs, given, strict=True)
+    }
+    _walk(nested, inner, graph, prefix, names, True)
+    for outside, inside in zip(node.outputs, nested.outputs, strict=True):
+        tensors[id(outside)] = inner[id(inside)]
+
+
+def _as_declared(tensor: Any, declared: Any) -> Any:
+    """Casts as the nested model's own call would; layers cast between floats themselves."""
+    floats = keras.backend.is_float_dtype
+    if tensor.dtype == declared.dtype or (floats(tensor.dtype) and floats(declared.dtype)):
+        return tensor
+    return keras.ops.cast(tensor, declared.dtype)
+
+
+def _keep_unique(operation: Any, prefix: str, names: dict) -> None:
+    if names.setdefault(operation.name, operation) is operation:
+        return
+    name = stem = f"{prefix.replace('/', '_').replace(':', '_')}{operation.name}"
+    count = 0
+    while names.setdefault(name, operation) is not operation:
+        count += 1
+        name = f"{stem}_{count}"
+    operation.name = name
+
+
+def _is_nested_model(operation: Any) -> bool:
+    """Whether a call of `operation` is a graph that can be walked.
+
+    A subclassed model, or a functional one with a `call` of its own, is opaque.
+    """
+    if not isinstance(operation, keras.Model) or not getattr(operation, "inputs", None):
+        return False
+    call = type(operation).call
+    return call is keras.Sequential.call or any(
+        call is base.__dict__.get("call")
+        for base in type(operation).__mro__
+        if base.__name__ == "Functional" and base.__module__.startswith("keras.")
+    )

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every exit says of every sample: one pass over held-out data, then thresholds."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+
+from keras_branchy.batches import batches_of
+from keras_branchy.calibration import CalibrationReport
+from keras_branchy.calibration import calibrate as choose_thresholds
+from keras_branchy.criteria import gate_scores
+
+if TYPE_CHECKING:
+    from keras_branchy.branchy_model import BranchyModel
+
+__all__ = ["all_logits", "calibrate"]
+
+
+def all_logits(
+    model: BranchyModel,
+    data: Any,
+    y: Any = None,
+    *,
+    batch_size: int | None = None,
+    verbose: Any = "auto",
+) -> tuple[list[np.ndarray], np.ndarray | None]:
+    """The logits of every exit for every sample, whether it would leave early or not.
+
+    Args:
+        model: The model.
+        data: As for `BranchyModel.predict_early`, with labels where they are wanted.
+        y: Labels, where `data` is an array.
+        batch_size: Samples at a time for arrays, 32 by default.
+        verbose: As in `predict`.
+
+    Returns:
+        N arrays [n, C] float32 in exit order, and the class labels [n] int64 (one-hot
+        labels turned into classes), or None where the data has none.
+
+    Raises:
+        ValueError: If labels are no classes.
+    """
+    if model._settings.all_exits is None:
+        model._settings.all_exits = _all_exits(model)
+    whole = model._settings.all_exits
+    nothing = np.zeros((0, model.num_classes), np.float32)
+    logits: list[list[np.ndarray]] = [[nothing] for _ in model.exit_names]
+    labels: list[np.ndarray] = []
+    for x, batch_labels in batches_of(model, data, y, batch_size, verbose):
+        if len(keras.tree.flatten(x)[0]):
+            for kept, value in zip(logits, whole.predict_on_batch(x), strict=True):
+                kept.append(value)
+        if batch_labels is not None:
+            labels.append(_classes(batch_labels, model.num_classes))
+    joined = np.concatenate(labels) if labels else None
+    return [np.concatenate(kept) for kept in logits], joined
+
+
+def _all_exits(model: BranchyModel) -> keras.Model:
+    """The stages one after another, as one model that gives the logits of all exits."""
+    inputs = keras.tree.map_structure(
+        lambda x: keras.Input(x.shape[1:], dtype=x.dtype), model._inputs_struct
+    )
+    stages = model.stages()
+    names = [tensor._keras_history.operation.name for tensor in model.inputs]
+    tensors = dict(zip(names, keras.tree.flatten(inputs), strict=True))
+    logits = []
+    for stage in stages:
+        made = stage(tensors)
+        logits.append(made.pop("logits"))
+        tensors.update(made)
+    return keras.Model(inputs, logits)
+
+
+def _classes(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Class indices [n] from indices [n] or [n, 1], or from one-hot rows [n, C]."""
+    if labels.ndim == 2 and labels.shape[1] == num_classes:
+        return labels.argmax(-1).astype(np.int64)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1 or not np.array_equal(labels, labels.astype(np.int64)):
+        raise ValueError(
+            f"Labels must be class indices [B] or one-hot rows [B, {num_classes}]. "
+            f"Received: shape={labels.shape}, dtype={labels.dtype}."
+        )
+    return labels.astype(np.int64)
+
+
+def calibrate(
+    model: BranchyModel,
+    data: Any,
+    y: Any,
+    max_accuracy_drop: float | None,
+    exit_shares: Sequence[float] | None,
+    batch_size: int | None,
+    verbose: Any,
+) -> CalibrationReport:
+    """Scores every exit once, chooses thresholds, and sets them on the model."""
+    logits, labels = all_logits(model, data, y, batch_size=batch_size, verbose=verbose)
+    if labels is None:
+        raise ValueError(
+            "`calibrate` compares answers with labels. Received: "
+            f"{type(data).__name__} without labels. Pass a dataset of (x, label) "
+            "batches, or y= beside an array."
+        )
+    # The gate compares float32 scores, so thresholds lie between these.
+    scores = [
+        gate_scores(values, criterion)[0].astype(np.float32)
+        for values, criterion in zip(logits, model.criteria, strict=False)
+    ]
+    answers = np.stack([gate_scores(values)[1] for values in logits])
+    report = choose_thresholds(
+        scores,
+        answers == labels,
+        _exit_costs(model),
+        model.criteria,
+        model.num_classes,
+        max_accuracy_drop=max_accuracy_drop,
+        exit_shares=exit_shares,
+        exit_names=model.exit_names,
+    )
+    model.thresholds = report.thresholds
+    return report
+
+
+def _exit_costs(model: BranchyModel) -> list[float]:
+    """MACs of a sample that leaves at each exit, heads counted."""
+    from keras_branchy import cost
+
+    try:
+        rows = cost.stage_costs(model)
+    except ValueError as error:
+        warnings.warn(
+            f"The expected cost counts stages, not multiplications: {error}",
+            stacklevel=4,
+        )
+        return [float(index + 1) for index in range(len(model.exit_names))]
+    return [float(row.macs_to_leave) for row in rows]

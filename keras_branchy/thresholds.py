@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Thresholds of a model: checked as they are set, and as the gate takes them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from keras_branchy.criteria import CRITERIA
+
+__all__ = ["check_thresholds", "gate_thresholds"]
+
+
+def check_thresholds(
+    thresholds: Sequence[float | None] | None, names: list[str]
+) -> list[float | None] | None:
+    """Thresholds as a list of floats and `None`, one for each exit of `names`.
+
+    Raises:
+        ValueError: If they are no list of that length, or one is not finite.
+    """
+    if thresholds is None:
+        return None
+    if isinstance(thresholds, (str, bytes, Mapping)) or not hasattr(thresholds, "__iter__"):
+        raise ValueError(
+            "`thresholds` must be a list in exit order. Received: "
+            f"thresholds={thresholds!r}. Expected {len(names)} floats, for {names}."
+        )
+    chosen = [None if value is None else float(value) for value in thresholds]
+    if len(chosen) != len(names):
+        raise ValueError(
+            "`thresholds` has one entry per exit but the last, which takes every sample. "
+            f"Received: {len(chosen)} entries. Expected {len(names)}, for {names}."
+        )
+    if any(value is not None and not math.isfinite(value) for value in chosen):
+        raise ValueError(
+            f"`thresholds` must be finite. Received: {chosen}. Use None to disable an exit."
+        )
+    return chosen
+
+
+def gate_thresholds(
+    thresholds: Sequence[float | None] | None, criteria: Sequence[str]
+) -> np.ndarray:
+    """Thresholds as the gate takes them, float32 [N-1]; infinite where an exit is disabled.
+
+    Raises:
+        ValueError: If none are set.
+    """
+    if thresholds is None:
+        raise ValueError(
+            "The model has no thresholds yet, so it cannot tell who leaves early. "
+            "Received: thresholds=None. Choose them with "
+            "model.calibrate(validation_data, max_accuracy_drop=0.01), or set "
+            f"model.thresholds to a list of {len(criteria)} floats."
+        )
+    return np.array(
+        [
+            CRITERIA[criterion].never if threshold is None else threshold
+            for criterion, threshold in zip(criteria, thresholds, strict=True)
+        ],
+        np.float32,
+    )
