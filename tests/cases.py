@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One table of small models, one for each kind of graph; every law holds for all of them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+
+from keras_branchy import BranchyModel, ExitBranch
+
+CLASSES = 4
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model by name: how it is made, and samples for it."""
+
+    name: str
+    make: Any
+    samples: Any  # number of samples, generator -> arrays in the structure of the inputs
+
+
+def images(count, rng):
+    return rng.normal(size=(count, 8, 8, 2)).astype(np.float32)
+
+
+def tokens(count, rng):
+    ids = rng.integers(1, 12, (count, 7))
+    ids[np.arange(7) >= rng.integers(1, 8, count)[:, None]] = 0
+    return ids.astype(np.int32)
+
+
+def sequential():
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 2)),
+            layers.Conv2D(3, 3, name="conv"),
+            layers.ReLU(),
+            layers.Flatten(),
+            layers.Dense(CLASSES, activation="softmax"),
+        ]
+    )
+
+
+def linear_ending():
+    inputs = keras.Input((8, 8, 2))
+    x = layers.Conv2D(3, 3, activation="relu", name="conv")(inputs)
+    return keras.Model(inputs, layers.Dense(CLASSES)(layers.Flatten()(x)))
+
+
+def softmax_layer_ending():
+    inputs = keras.Input((8, 8, 2))
+    x = layers.Conv2D(CLASSES, 3, name="conv")(inputs)
+    x = layers.GlobalAveragePooling2D()(layers.BatchNormalization()(x))
+    return keras.Model(inputs, layers.Activation("softmax")(x))
+
+
+def residual():
+    inputs = keras.Input((8, 8, 2))
+    x = skip = layers.Conv2D(3, 3, padding="same", name="stem")(inputs)
+    x = layers.Conv2D(3, 3, padding="same", activation="relu", name="inside")(x)
+    x = layers.Add(name="join")([layers.Conv2D(3, 3, padding="same")(x), skip])
+    x = layers.Concatenate()([layers.Conv2D(3, 3, padding="same", name="late")(x), inputs])
+    return keras.Model(inputs, layers.Dense(CLASSES, "softmax")(layers.Flatten()(x)))
+
+
+def nested():
+    inner_in = keras.Input((8, 8, 3))
+    y = layers.Conv2D(3, 3, padding="same", activation="relu", name="first")(inner_in)
+    y = layers.Add()([y, inner_in])
+    inner = keras.Model(inner_in, layers.Conv2D(3, 3, name="second")(y), name="inner")
+    inputs = keras.Input((8, 8, 2))
+    x = layers.Conv2D(3, 1, name="first")(inputs)  # the name of a layer of `inner` too
+    x = layers.GlobalAveragePooling2D()(inner(x, training=False))
+    return keras.Model(inputs, layers.Dense(CLASSES, activation="softmax")(x))
+
+
+def shared():
+    block = layers.Conv2D(2, 3, padding="same", activation="tanh", name="block")
+    inputs = keras.Input((8, 8, 2))
+    x = first = block(inputs)
+    x = layers.Average()([block(block(x)), first])
+    return keras.Model(inputs, layers.Dense(CLASSES, "softmax")(layers.Flatten()(x)))
+
+
+def masked():
+    inputs = keras.Input((7,), dtype="int32")
+    x = layers.Embedding(12, 6, mask_zero=True)(inputs)
+    x = layers.LSTM(5, return_sequences=True, name="lstm")(x)
+    x = layers.Dense(5, activation="tanh", name="dense")(x)
+    x = layers.LSTM(5, name="last")(x)
+    return keras.Model(inputs, layers.Dense(CLASSES, activation="softmax")(x))
+
+
+def two_inputs():
+    image, vector = keras.Input((8, 8, 2), name="image"), keras.Input((3,), name="vector")
+    x = layers.Flatten()(layers.Conv2D(3, 3, activation="relu", name="conv")(image))
+    x = layers.Concatenate()([layers.Dense(6, activation="relu", name="mixed")(x), vector])
+    inputs = {"image": image, "vector": vector}
+    return keras.Model(inputs, layers.Dense(CLASSES, activation="softmax")(x))
+
+
+def several_outputs():
+    inputs = keras.Input((7, 3))
+    x, state, _ = layers.LSTM(5, return_sequences=True, return_state=True)(inputs)
+    x = layers.Conv1D(5, 3, padding="same", name="conv")(x)
+    x = layers.Concatenate()([layers.GlobalAveragePooling1D()(x), state])
+    return keras.Model(inputs, layers.Dense(CLASSES, activation="softmax")(x))
+
+
+def exits(*taps, **options):
+    return {tap: ExitBranch(CLASSES, **options) for tap in taps}
+
+
+def gates(*taps):
+    return exits(*taps, layers=[], activation=None, criterion="distance")
+
+
+def mixed_criteria():
+    return {
+        "stem": ExitBranch(CLASSES, criterion="margin"),
+        "join": ExitBranch(CLASSES, criterion="max_probability", stop_gradient=True),
+    }
+
+
+MODELS = [
+    Case("sequential", lambda: BranchyModel(sequential(), exits("conv")), images),
+    Case("linear_ending", lambda: BranchyModel(linear_ending(), exits("conv")), images),
+    Case("softmax_layer", lambda: BranchyModel(softmax_layer_ending(), exits("conv")), images),
+    Case("residual", lambda: BranchyModel(residual(), exits("inside", "late")), images),
+    Case("criteria", lambda: BranchyModel(residual(), mixed_criteria()), images),
+    Case("gates", lambda: BranchyModel(residual(), gates("stem", "join")), images),
+    Case(
+        "patience",
+        lambda: BranchyModel(residual(), exits("stem", "inside", "late"), patience=2),
+        images,
+    ),
+    Case("nested", lambda: BranchyModel(nested(), exits("first", "inner/first")), images),
+    Case("shared", lambda: BranchyModel(shared(), exits("block:0", "block:1")), images),
+    Case("masked", lambda: BranchyModel(masked(), exits("lstm", "dense")), tokens),
+    Case(
+        "two_inputs",
+        lambda: BranchyModel(two_inputs(), exits("conv", "mixed")),
+        lambda count, rng: {
+            "image": images(count, rng),
+            "vector": rng.normal(size=(count, 3)).astype(np.float32),
+        },
+    ),
+    Case(
+        "several_outputs",
+        lambda: BranchyModel(several_outputs(), exits("conv")),
+        lambda count, rng: rng.normal(size=(count, 7, 3)).astype(np.float32),
+    ),
+]
