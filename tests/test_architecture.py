@@ -12,7 +12,7 @@ from project import PACKAGE, ROOT, fresh_python, source_files
 
 # A module imports only from rows above its own.
 LAYERS = (
-    ("criteria", "graph"),
+    ("criteria", "graph", "masks"),
     ("report", "thresholds"),
     ("threshold_search",),
     ("reference", "native", "calibration", "plots", "runner", "last_exit", "per_exit"),
