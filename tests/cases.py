@@ -128,7 +128,9 @@ def mixed_criteria():
 MODELS = [
     Case("sequential", lambda: BranchyModel(sequential(), exits("conv")), images),
     Case("linear_ending", lambda: BranchyModel(linear_ending(), exits("conv")), images),
-    Case("softmax_layer", lambda: BranchyModel(softmax_layer_ending(), exits("conv")), images),
+    Case(
+        "softmax_layer", lambda: BranchyModel(softmax_layer_ending(), exits("conv")), images
+    ),
     Case("residual", lambda: BranchyModel(residual(), exits("inside", "late")), images),
     Case("criteria", lambda: BranchyModel(residual(), mixed_criteria()), images),
     Case("gates", lambda: BranchyModel(residual(), gates("stem", "join")), images),

@@ -58,7 +58,9 @@ def rule(model, outputs, thresholds):
     agreed = np.zeros(len(exits), int)
     for index, threshold in enumerate(thresholds):
         score = scores_of(model, index, outputs[index])
-        sure = score < threshold if model.criteria[index] == "entropy" else score >= threshold
+        sure = (
+            score < threshold if model.criteria[index] == "entropy" else score >= threshold
+        )
         near |= np.abs(score - threshold) <= 1e-5
         same = labels[index] == labels[index - 1] if index else np.zeros(len(exits), bool)
         agreed = np.where(same, agreed + 1, 1)
@@ -110,7 +112,9 @@ def test_keras_file_round_trip(name, tmp_path):
 @every_model
 def test_stages_equal_the_model(name):
     model, x = made(name)
-    tensors = dict(zip([t.name for t in model.inputs], map(tf.constant, flat(x)), strict=True))
+    tensors = dict(
+        zip([t.name for t in model.inputs], map(tf.constant, flat(x)), strict=True)
+    )
     tensors = {
         stage_input: value
         for stage_input, value in zip(input_names(model), tensors.values(), strict=True)
@@ -230,9 +234,7 @@ def test_trains_from_one_label_per_sample(name):
         else keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         for branch in model.branches
     ]
-    model.compile(
-        keras.optimizers.Adam(0.02), [*losses, "sparse_categorical_crossentropy"]
-    )
+    model.compile(keras.optimizers.Adam(0.02), [*losses, "sparse_categorical_crossentropy"])
     history = model.fit(x, y, epochs=8, batch_size=16, verbose=0).history
     for exit_name in model.exit_names:
         assert history[f"{exit_name}_loss"][-1] < history[f"{exit_name}_loss"][0]

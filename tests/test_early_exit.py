@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Staged inference: who leaves where, in every corner."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from cases import exits, images, residual
+from keras import layers
+
+from keras_branchy import BranchyModel, ExitBranch
+
+
+def identity(size):
+    return [np.eye(size, dtype=np.float32), np.zeros(size, np.float32)]
+
+
+@pytest.fixture
+def given():
+    """A model whose exits' logits are three thirds of its input: [B, 12] -> 3 x [B, 4]."""
+    inputs = keras.Input((12,))
+    first = layers.Identity(name="first")(inputs)
+    second = layers.Identity(name="second")(first)
+    third = layers.Cropping1D((8, 0), name="third")(layers.Reshape((12, 1))(second))
+    scores = layers.Dense(4, activation="softmax", name="scores")
+    backbone = keras.Model(inputs, scores(layers.Flatten()(third)))
+
+    def crop(start, stop):
+        return [layers.Reshape((12, 1)), layers.Cropping1D((start, stop)), layers.Flatten()]
+
+    model = BranchyModel(
+        backbone,
+        {"first": ExitBranch(4, crop(0, 8)), "second": ExitBranch(4, crop(4, 4))},
+    )
+    for branch in model.branches:
+        branch.classifier.set_weights(identity(4))
+    scores.set_weights(identity(4))
+    return model
+
+
+SURE, UNSURE = [9.0, 0.0, 0.0, 0.0], [0.1, 0.0, 0.2, 0.0]
+
+
+def rows(*parts):
+    return np.array(
+        [[value for part in row for value in part] for row in parts], np.float32
+    )
+
+
+def test_each_sample_leaves_at_its_own_exit(given):
+    given.thresholds = [0.5, 0.5]
+    x = rows(
+        (UNSURE, UNSURE, SURE),
+        (SURE, UNSURE, UNSURE),
+        (UNSURE, [0.0, 9.0, 0.0, 0.0], SURE),
+        (UNSURE, UNSURE, [0.0, 0.0, 0.0, 2.0]),
+    )
+    answer = given.predict_early(x, verbose=0)
+    assert answer.exits.tolist() == [2, 0, 1, 2]
+    assert answer.labels.tolist() == [0, 0, 1, 3]
+    assert (answer.exits.dtype, answer.labels.dtype) == (np.int64, np.int64)
+
+
+def test_a_score_at_the_threshold_stays(given):
+    given.thresholds = [0.5, 0.5]
+    score = given.predict_early(rows((UNSURE, UNSURE, UNSURE)), verbose=0).scores[0]
+    x = rows((UNSURE, SURE, SURE))
+    given.thresholds = [float(score), 0.5]
+    assert given.predict_early(x, verbose=0).exits.tolist() == [1]
+    given.thresholds = [float(np.nextafter(score, np.float32(9))), 0.5]
+    assert given.predict_early(x, verbose=0).exits.tolist() == [0]
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_broken_logits_never_leave_early_and_the_last_exit_takes_them(given, broken):
+    given.thresholds = [9.0, 9.0]
+    row = [broken] * 4
+    answer = given.predict_early(rows((row, row, row), (SURE, SURE, SURE)), verbose=0)
+    assert answer.exits.tolist() == [2, 0]
+    assert np.isnan(answer.scores[0]) and answer.labels[0] == 0
+
+
+@pytest.mark.parametrize("thresholds, exit_", [([9.0, 9.0], 0), ([None, None], 2)])
+@pytest.mark.parametrize("size", [0, 1, 2, 33])
+def test_everyone_or_nobody_leaves_at_once(given, thresholds, exit_, size):
+    given.thresholds = thresholds
+    x = np.random.default_rng(0).normal(size=(size, 12)).astype(np.float32)
+    answer = given.predict_early(x, verbose=0)
+    assert answer.exits.tolist() == [exit_] * size
+    logits = x.reshape(size, 3, 4)[:, exit_]
+    np.testing.assert_array_equal(answer.labels, logits.argmax(-1))
+    np.testing.assert_allclose(answer.probabilities.sum(-1), np.ones(size), rtol=1e-6)
+
+
+def test_disabled_exits_are_passed_by(given):
+    given.thresholds = [None, 0.5]
+    answer = given.predict_early(rows((SURE, SURE, SURE)), verbose=0)
+    assert answer.exits.tolist() == [1]
+
+
+def test_patience_counts_successive_equal_labels(given):
+    zero, one = [0.2, 0.0, 0.0, 0.0], [0.0, 0.2, 0.0, 0.0]
+    x = rows((zero, zero, one), (zero, one, one), ([np.nan] * 4, [np.nan] * 4, one))
+    given.thresholds = [None, None]
+    assert given.predict_early(x, verbose=0).exits.tolist() == [2, 2, 2]
+    given.patience = 2
+    assert given.predict_early(x, verbose=0).exits.tolist() == [1, 2, 2]
+    given.patience = 3
+    assert given.predict_early(x, verbose=0).exits.tolist() == [2, 2, 2]
+
+
+def test_without_thresholds_the_error_names_calibrate(given):
+    with pytest.raises(ValueError, match=r"no thresholds yet.*model.calibrate\(validation"):
+        given.predict_early(rows((SURE, SURE, SURE)), verbose=0)
+
+
+def test_thresholds_and_batch_sizes_never_retrace(given, rng):
+    for thresholds in ([0.1, 0.2], [None, 0.3], [1.0, 1.0]):
+        given.thresholds = thresholds
+        for size in (1, 2, 5):
+            given.predict_early(rng.random((size, 12)), batch_size=3, verbose=0)
+    assert given.early_exit.experimental_get_tracing_count() == 1
+
+
+def test_the_traced_function_takes_tensors_and_thresholds(given):
+    x = rows((SURE, UNSURE, UNSURE))
+    answer = given.early_exit(tf.constant(x), tf.constant([0.5, 0.5]))
+    assert sorted(answer) == ["exits", "labels", "probabilities", "scores"]
+    assert answer["exits"].numpy().tolist() == [0]
+
+
+def test_later_stages_do_not_run_when_nobody_is_left():
+    ran = []
+
+    class Witness(layers.Layer):
+        def call(self, inputs):
+            def note(value):
+                ran.append(len(value))
+                return value
+
+            outputs = tf.py_function(note, [inputs], inputs.dtype)
+            outputs.set_shape(inputs.shape)
+            return outputs
+
+    inputs = keras.Input((4,))
+    x = layers.Dense(4, name="early")(inputs)
+    x = Witness()(x)
+    model = BranchyModel(
+        keras.Model(inputs, layers.Dense(4, activation="softmax")(x)), exits("early")
+    )
+    x = np.random.default_rng(0).random((8, 4))
+    model.thresholds = [9.0]
+    model.predict_early(x, verbose=0)
+    assert ran == []
+    model.thresholds = [None]
+    model.predict_early(x, batch_size=5, verbose=0)
+    assert ran == [5, 3]
+
+
+def test_data_of_every_kind_gives_the_same_answers(rng):
+    model = BranchyModel(residual(), exits("stem", "late"), thresholds=[1.3, 1.3])
+    x, y = images(50, rng), rng.integers(0, 4, 50)
+    want = model.predict_early(x, batch_size=16, verbose=0)
+    batches = [(x[i : i + 16], y[i : i + 16]) for i in range(0, 50, 16)]
+    for data in (
+        tf.constant(x),
+        tf.data.Dataset.from_tensor_slices(x).batch(16),
+        tf.data.Dataset.from_tensor_slices((x, y)).batch(16),
+        iter(batches),
+        (batch for batch in batches),
+    ):
+        options = {"batch_size": 16} if tf.is_tensor(data) else {}
+        got = model.predict_early(data, verbose=0, **options)
+        for field in ("labels", "exits", "probabilities", "scores"):
+            np.testing.assert_array_equal(getattr(got, field), getattr(want, field))
+
+
+def test_a_progress_bar_is_shown_unless_it_is_switched_off(given, capsys):
+    given.thresholds = [0.5, 0.5]
+    x = np.zeros((8, 12), np.float32)
+    given.predict_early(x, batch_size=4, verbose=1)
+    assert "2/2" in capsys.readouterr().out
+    given.predict_early(x, batch_size=4, verbose=0)
+    assert capsys.readouterr().out == ""
+
+
+def test_float64_and_integer_input_is_cast(given):
+    given.thresholds = [0.5, 0.5]
+    x = rows((SURE, SURE, SURE))
+    for dtype in (np.float64, np.int32, np.float16):
+        assert given.predict_early(x.astype(dtype), verbose=0).exits.tolist() == [0]
