@@ -12,7 +12,8 @@ from project import PACKAGE, ROOT, fresh_python, source_files
 
 # A module imports only from rows above its own.
 LAYERS = (
-    ("criteria", "graph", "masks"),
+    ("criteria", "masks"),
+    ("graph",),
     ("report", "thresholds"),
     ("threshold_search",),
     ("reference", "native", "calibration", "plots", "runner", "last_exit", "per_exit"),
@@ -39,7 +40,7 @@ WITHOUT_FRAMEWORKS = {
     "threshold_search",
     "thresholds",
 }
-KERAS_ONLY = {"graph"}
+KERAS_ONLY = {"graph", "masks"}
 TENSORFLOW_AT_TOP = {"reference", "exit_gate", "early_exit", "native"}
 
 THIRD_PARTY = {"numpy", "keras", "tensorflow", "matplotlib", "ai_edge_litert"}
