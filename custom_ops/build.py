@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds the native exit gate: g++ is required, nvcc is used where there is one.
+
+    python custom_ops/build.py [--directory DIR] [--force]
+
+`setup.py` runs this at installation and `keras_branchy.native` at the op's first use.
+It does not import TensorFlow, which takes seconds, and may be absent while pip builds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+__all__ = ["BuildError", "build", "cache_directory", "find", "library_name", "stamp_of"]
+
+SOURCES = Path(__file__).resolve().parent
+COMPILED = (
+    "build.py",
+    "exit_gate.h",
+    "lanes.h",
+    "exit_gate_op.cc",
+    "exit_gate_cpu.cc",
+    "exit_gate_cpu_isa.cc",
+    "exit_gate_cuda.cu",
+)
+STAMP = b"\nkeras_branchy "  # then JSON, at the very end of the library
+
+COMMON = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+# GCC's own AVX-512 header reads variables that it says are undefined on purpose.
+KERNEL = [
+    *["-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"],
+    *["-Wno-psabi", "-Wno-maybe-uninitialized"],
+]
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"]
+GPUS = ["arch=compute_80,code=sm_80", "arch=compute_90,code=[sm_90,compute_90]"]
+
+
+class BuildError(RuntimeError):
+    """The op cannot be built, or a library is not one that was built here."""
+
+
+# ---- What there is ------------------------------------------------------------------
+def find_tensorflow() -> tuple[Path, str]:
+    """The installed TensorFlow's directory and version.
+
+    Raises:
+        BuildError: If there is none.
+    """
+    # pip builds in an environment that hides site-packages: look there by path too.
+    places = [Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")]
+    spec = importlib.util.find_spec("tensorflow")
+    if spec is not None and spec.submodule_search_locations:
+        places.insert(0, Path(spec.submodule_search_locations[0]).parent)
+    for place in places:
+        if (place / "tensorflow" / "include").is_dir():
+            for found in importlib.metadata.distributions(path=[str(place)]):
+                if found.name in ("tensorflow", "tensorflow-cpu", "tf-nightly"):
+                    return place / "tensorflow", found.version
+    raise BuildError("TensorFlow is not installed; `pip install tensorflow`.")
+
+
+def minor(version: str) -> str:
+    """The part of a TensorFlow version that a compiled op is bound to."""
+    return ".".join(version.split(".")[:2])
+
+
+def find_compiler() -> str:
+    """The C++ compiler: `$CXX`, or g++, or c++.
+
+    Raises:
+        BuildError: If the platform has no kernel or there is no compiler.
+    """
+    if sys.platform != "linux":
+        raise BuildError(f"There is no native kernel for {sys.platform}, only Linux.")
+    for name in (os.environ.get("CXX"), "g++", "c++"):
+        if name and shutil.which(name):
+            return name
+    raise BuildError("There is no C++ compiler; install g++ (Debian: apt install g++).")
+
+
+def find_cuda() -> tuple[str, Path] | None:
+    """nvcc and its static runtime library, if both are there."""
+    nvcc = shutil.which(os.environ.get("NVCC", "nvcc"))
+    if nvcc is None:
+        return None
+    # nvcc may be a wrapper; it knows its own home.
+    trial = [nvcc, "--dryrun", "-c", str(SOURCES / "exit_gate_cuda.cu"), "-o", "x.o"]
+    run = subprocess.run(trial, capture_output=True, text=True, check=False)
+    homes = re.findall(r"^#\$ _?TOP=(.+)$", run.stdout + run.stderr, re.MULTILINE)
+    for home in homes:
+        for lib in ("lib64", "lib", "targets/x86_64-linux/lib"):
+            runtime = Path(home.strip(), lib, "libcudart_static.a")
+            if runtime.exists():
+                return nvcc, runtime.resolve()
+    return None
+
+
+# ---- Names and stamps ---------------------------------------------------------------
+def library_name(version: str) -> str:
+    """The file name of the library for a TensorFlow version and these sources."""
+    digest = hashlib.sha256()
+    for name in COMPILED:
+        digest.update((SOURCES / name).read_bytes())
+    return f"exit_gate-tf{minor(version)}-{digest.hexdigest()[:12]}.so"
+
+
+def cache_directory() -> Path:
+    """Where a library is kept that was built at first use."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "keras_branchy"
+
+
+def find(version: str) -> Path | None:
+    """The library for a TensorFlow version: beside the sources, or in the cache."""
+    for directory in (SOURCES, cache_directory()):
+        if (path := directory / library_name(version)).exists():
+            return path
+    return None
+
+
+def stamp_of(path: Path) -> dict[str, Any]:
+    """What `build` wrote at the end of a library, once its contents are verified.
+
+    Loading half a library ends in a signal, not in an exception.
+
+    Raises:
+        BuildError: If the file is truncated, altered, or not from here.
+    """
+    content, found, stamp = path.read_bytes().rpartition(STAMP)
+    try:
+        facts = json.loads(stamp) if found else {}
+    except ValueError:
+        facts = {}
+    if facts.get("sha256") != hashlib.sha256(content).hexdigest():
+        raise BuildError(f"{path} is truncated or altered. Delete it.")
+    return facts
+
+
+# ---- Compiling ----------------------------------------------------------------------
+def build(directory: Path | None = None, *, force: bool = False) -> Path:
+    """Builds the library unless it is there; about 20 s on two cores.
+
+    Args:
+        directory: Where to put it; the user's cache if `None`.
+        force: Build again, even if it is there or failed before.
+
+    Returns:
+        The library's path.
+
+    Raises:
+        BuildError: If it cannot be built. The cause is kept beside it, so that the
+            next process does not try for seconds again; `force` does.
+    """
+    directory = Path(directory or cache_directory())
+    home, version = find_tensorflow()
+    compiler = find_compiler()
+    path = directory / library_name(version)
+    failure = path.with_suffix(".error")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with _lock(directory / ".lock"):
+            if force:
+                failure.unlink(missing_ok=True)
+            elif path.exists():
+                return path
+            elif failure.exists():
+                raise BuildError(f"{failure.read_text()} (recorded in {failure})")
+            try:
+                _compile(path, home, version, compiler)
+            except BuildError as error:
+                failure.write_text(str(error))
+                raise
+    except OSError as error:
+        raise BuildError(f"Cannot write to {directory}: {error}") from error
+    return path
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    import fcntl  # Linux only, as is the op
+
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _compile(path: Path, home: Path, version: str, compiler: str) -> None:
+    cuda = None
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".build-") as scratch:
+        made = Path(scratch)
+        jobs = _commands(made, home, compiler, with_cuda=cuda is not None)
+        if cuda is not None:
+            jobs["cuda"] = _nvcc_command(made, cuda[0])
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(_run, jobs.values()))
+        library = made / "library.so"
+        _run(_link_command(made, list(jobs), home, compiler, cuda, library))
+        _stamp(library, version, compiler, cuda)
+        os.replace(library, path)
+
+
+def _commands(
+    made: Path, home: Path, compiler: str, *, with_cuda: bool
+) -> dict[str, list[str]]:
+    tensorflow = ["-isystem", str(home / "include"), "-D_GLIBCXX_USE_CXX11_ABI=1"]
+    tensorflow += ["-DEIGEN_MAX_ALIGN_BYTES=64", "-O2"]
+    if with_cuda:
+        tensorflow.append("-DKERAS_BRANCHY_CUDA")
+    parts = {
+        "op": ("exit_gate_op.cc", tensorflow),
+        "cpu": ("exit_gate_cpu.cc", KERNEL),
+        "baseline": ("exit_gate_cpu_isa.cc", KERNEL),
+    }
+    if sysconfig.get_platform() == "linux-x86_64":
+        parts["avx2"] = ("exit_gate_cpu_isa.cc", [*KERNEL, *AVX2])
+        parts["avx512"] = ("exit_gate_cpu_isa.cc", [*KERNEL, *AVX512])
+    return {
+        name: [
+            *[compiler, *COMMON, *flags, f"-DKERAS_BRANCHY_ISA={name}", "-c"],
+            *[str(SOURCES / source), "-o", str(made / f"{name}.o")],
+        ]
+        for name, (source, flags) in parts.items()
+    }
+
+
+def _nvcc_command(made: Path, nvcc: str) -> list[str]:
+    return [
+        *[nvcc, "-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden"],
+        *[part for gpu in GPUS for part in ("-gencode", gpu)],
+        *["-c", str(SOURCES / "exit_gate_cuda.cu"), "-o", str(made / "cuda.o")],
+    ]
+
+
+def _link_command(
+    made: Path,
+    names: list[str],
+    home: Path,
+    compiler: str,
+    cuda: tuple[str, Path] | None,
+    library: Path,
+) -> list[str]:
+    # TensorFlow exports stubs of CUDA 12 under the runtime's names. The static runtime
+    # must stand before it, or nvcc's code binds to them without a word.
+    runtime = [str(cuda[1]), "-ldl", "-lrt", "-lpthread"] if cuda else []
+    return [
+        *[compiler, "-shared", "-o", str(library)],
+        *[str(made / f"{name}.o") for name in names],
+        *runtime,
+        *[f"-L{home}", "-l:libtensorflow_framework.so.2"],
+        *["-Wl,--exclude-libs,ALL", "-Wl,-Bsymbolic-functions", "-Wl,-z,defs", "-s"],
+    ]
+
+
+def _run(command: list[str]) -> None:
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode != 0:
+        output = (run.stderr or run.stdout).strip()
+        raise BuildError(f"{' '.join(command)}\nfailed:\n{output[:2000]}")
+
+
+def _stamp(
+    library: Path, version: str, compiler: str, cuda: tuple[str, Path] | None
+) -> None:
+    content = library.read_bytes()
+    facts = {
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "tensorflow": version,
+        "compiler": compiler,
+        "cuda": cuda is not None,
+    }
+    with open(library, "ab") as file:
+        file.write(STAMP + json.dumps(facts).encode())
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--directory", type=Path, help="default: the user's cache")
+    parser.add_argument("--force", action="store_true", help="build it again")
+    arguments = parser.parse_args()
+    try:
+        path = build(arguments.directory, force=arguments.force)
+    except BuildError as error:
+        sys.exit(f"The native exit gate was not built. {error}")
+    print(f"{path}: {stamp_of(path)}")
+
+
+if __name__ == "__main__":
+    main()
