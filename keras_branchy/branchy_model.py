@@ -11,7 +11,6 @@ import keras
 
 from keras_branchy.attach import attach
 from keras_branchy.exit_branch import ExitBranch
-from keras_branchy.graph import producer
 from keras_branchy.per_exit import MultiExitTraining
 from keras_branchy.thresholds import check_thresholds
 
@@ -108,12 +107,6 @@ class BranchyModel(MultiExitTraining):
         object.__setattr__(self, "_settings", _Settings())
         self.thresholds = thresholds
         self.patience = patience
-
-    @property
-    def taps(self) -> list[Any]:
-        """The symbolic tensor that each branch reads."""
-        outputs = [self._outputs_struct[name] for name in self.exit_names[:-1]]
-        return [producer(output).input_tensors[0] for output in outputs]
 
     @property
     def criteria(self) -> list[str]:

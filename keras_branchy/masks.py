@@ -13,7 +13,7 @@ from typing import Any
 
 import keras
 
-__all__ = ["AttachMask", "mask_of", "without_mask"]
+__all__ = ["AttachMask", "mask_of", "masks_seen", "without_mask"]
 
 
 def mask_of(tensor: Any) -> Any:
@@ -23,7 +23,37 @@ def mask_of(tensor: Any) -> Any:
 
 def without_mask(tensor: Any) -> Any:
     """The same values as a tensor that carries no mask."""
-    return tensor if mask_of(tensor) is None else keras.ops.stop_gradient(tensor)
+    return tensor if mask_of(tensor) is None else keras.ops.copy(tensor)
+
+
+def masks_seen(model: keras.Model) -> set[tuple[int, int]]:
+    """Which calls find which tensors with their mask on when the model runs.
+
+    The symbolic graph does not tell: `MultiHeadAttention` takes the mask off a tensor for
+    every call after its own. One sample of zeros is run, call by call, in Keras' order.
+
+    Returns:
+        Pairs of the id of a node and the id of a symbolic tensor that it reads.
+    """
+    values = {id(tensor): _zeros(tensor) for tensor in model.inputs}
+    seen = set()
+    for depth in sorted(model._nodes_by_depth, reverse=True):
+        for node in model._nodes_by_depth[depth]:
+            if node.is_input:
+                continue
+            for tensor in node.input_tensors:
+                if mask_of(values[id(tensor)]) is not None:
+                    seen.add((id(node), id(tensor)))
+            args, kwargs = node.arguments.fill_in(values)
+            outputs = keras.tree.flatten(node.operation(*args, **kwargs))
+            values.update(zip(map(id, node.outputs), outputs, strict=True))
+    return seen
+
+
+def _zeros(tensor: Any) -> Any:
+    # Lengths that are free are taken long enough for a few windows and strides.
+    shape = [1, *(32 if size is None else size for size in tensor.shape[1:])]
+    return keras.ops.zeros(shape, dtype=tensor.dtype)
 
 
 class AttachMask(keras.layers.Layer):
@@ -37,7 +67,8 @@ class AttachMask(keras.layers.Layer):
 
     def call(self, inputs: Any, valid: Any) -> Any:
         self._current.mask = valid
-        return inputs
+        # A tensor of its own: a mask put on the input would reach its other readers.
+        return keras.ops.copy(inputs)
 
     def compute_output_spec(self, inputs: Any, valid: Any) -> Any:
         self._current.mask = valid

@@ -32,8 +32,12 @@ class MultiExitTraining(keras.Model):
     @property
     def branches(self) -> list[Any]:
         """The `ExitBranch` of every exit but the last."""
-        outputs = [self._outputs_struct[name] for name in self.exit_names[:-1]]
-        return [producer(output).operation for output in outputs]
+        return [node.operation for node in self.branch_nodes]
+
+    @property
+    def branch_nodes(self) -> list[Any]:
+        """The call of each branch, a node of the graph."""
+        return [producer(self._outputs_struct[name]) for name in self.exit_names[:-1]]
 
     def compile(
         self,

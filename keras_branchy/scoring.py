@@ -46,7 +46,7 @@ def all_logits(
         ValueError: If labels are no classes.
     """
     if model._settings.all_exits is None:
-        model._settings.all_exits = _all_exits(model)
+        model._settings.all_exits = _AllExits(model)
     whole = model._settings.all_exits
     nothing = np.zeros((0, model.num_classes), np.float32)
     logits: list[list[np.ndarray]] = [[nothing] for _ in model.exit_names]
@@ -61,20 +61,24 @@ def all_logits(
     return [np.concatenate(kept) for kept in logits], joined
 
 
-def _all_exits(model: BranchyModel) -> keras.Model:
-    """The stages one after another, as one model that gives the logits of all exits."""
-    inputs = keras.tree.map_structure(
-        lambda x: keras.Input(x.shape[1:], dtype=x.dtype), model._inputs_struct
-    )
-    stages = model.stages()
-    names = [tensor._keras_history.operation.name for tensor in model.inputs]
-    tensors = dict(zip(names, keras.tree.flatten(inputs), strict=True))
-    logits = []
-    for stage in stages:
-        made = stage(tensors)
-        logits.append(made.pop("logits"))
-        tensors.update(made)
-    return keras.Model(inputs, logits)
+class _AllExits(keras.Model):
+    """The stages one after another: the logits of every exit, in exit order."""
+
+    def __init__(self, model: BranchyModel):
+        super().__init__(name="all_exits")
+        self.stages = model.stages
+        # Tracked, so that a jitted call reads the variables anew and not as constants.
+        self.models = [stage.model for stage in model.stages()]
+        self.names = [tensor._keras_history.operation.name for tensor in model.inputs]
+
+    def call(self, inputs: Any) -> list[Any]:
+        tensors = dict(zip(self.names, keras.tree.flatten(inputs), strict=True))
+        logits = []
+        for stage in self.stages():
+            made = stage(tensors)
+            logits.append(made.pop("logits"))
+            tensors.update(made)
+        return logits
 
 
 def _classes(labels: np.ndarray, num_classes: int) -> np.ndarray:

@@ -8,6 +8,7 @@ their tensors. Stages hold stock layers and share the model's variables.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ import keras
 
 from keras_branchy.graph import nodes_for, producer, replay, tensors_read
 from keras_branchy.last_exit import LinearCall, find_ending
-from keras_branchy.masks import AttachMask, mask_of, without_mask
+from keras_branchy.masks import AttachMask, mask_of, masks_seen, without_mask
 
 if TYPE_CHECKING:
     from keras_branchy.branchy_model import BranchyModel
@@ -79,12 +80,13 @@ class _Cutter:
                 "which appends the softmax."
             )
         self.peeled = ending.peeled
-        self.targets = [*model.taps, ending.source]
+        # What each exit reads: features and, at a masked tap, the mask.
+        self.targets = [*map(_read_by_branch, model.branch_nodes), [ending.source]]
         known = {id(tensor) for tensor in model.inputs}
-        self.nodes = [nodes_for([target], known) for target in self.targets]
+        self.nodes = [nodes_for(targets, known) for targets in self.targets]
         self.reads = [
-            _crossing(nodes, target)
-            for nodes, target in zip(self.nodes, self.targets, strict=True)
+            _crossing(nodes, targets)
+            for nodes, targets in zip(self.nodes, self.targets, strict=True)
         ]
         self.names = _names(model, self.reads, self.nodes)
 
@@ -105,7 +107,8 @@ class _Cutter:
             replay(node, tensors)
         live = self._live(index)
         made = {id(output) for node in self.nodes[index] for output in node.outputs}
-        outputs = {LOGITS: self._logits(index, tensors[id(self.targets[index])])}
+        read = [tensors[id(target)] for target in self.targets[index]]
+        outputs = {LOGITS: self._logits(index, *read)}
         outputs |= {
             self.names[id(tensor)]: tensors[id(tensor)]
             for tensor in live
@@ -129,17 +132,32 @@ class _Cutter:
             tensors[id(tensor)] = inputs[name]
         for tensor in self.reads[index]:
             mask = mask_of(tensor)
-            if mask is not None:
+            if mask is not None and self._arrives_masked(index, tensor):
                 attach = AttachMask(name=f"{self.names[id(tensor)]}_masked")
                 tensors[id(tensor)] = attach(tensors[id(tensor)], tensors[id(mask)])
         return inputs, tensors
 
-    def _logits(self, index: int, features: Any) -> Any:
+    def _arrives_masked(self, index: int, tensor: Any) -> bool:
+        """Whether the first call of a stage that reads `tensor` finds its mask on it."""
+        for node in self.nodes[index]:
+            if any(tensor is read for read in node.input_tensors):
+                return (id(node), id(tensor)) in self.masks_seen
+        return False  # only the head reads it, which is given the mask as an argument
+
+    @functools.cached_property
+    def masks_seen(self) -> set[tuple[int, int]]:
+        return masks_seen(self.model)
+
+    def _logits(self, index: int, features: Any, mask: Any = None) -> Any:
         if index < len(self.model.branches):
-            return _head(self.model.branches[index], features)(features)
-        peeled = self.peeled
-        logits = features if peeled is None else LinearCall(peeled)(features)
+            return _head(self.model.branches[index], features)(features, mask=mask)
+        logits = features if self.peeled is None else LinearCall(self.peeled)(features)
         return logits if logits.dtype == "float32" else keras.ops.cast(logits, "float32")
+
+
+def _read_by_branch(node: Any) -> list[Any]:
+    mask = node.arguments.kwargs.get("mask")
+    return [node.input_tensors[0], *([] if mask is None else [mask])]
 
 
 def _head(branch: Any, features: Any) -> keras.Model:
@@ -155,12 +173,11 @@ def _head(branch: Any, features: Any) -> keras.Model:
     return head
 
 
-def _crossing(nodes: list[Any], target: Any) -> list[Any]:
+def _crossing(nodes: list[Any], targets: list[Any]) -> list[Any]:
     """What a stage reads and does not make itself."""
     made = {id(output) for node in nodes for output in node.outputs}
     read = [tensor for node in nodes for tensor in tensors_read(node)]
-    read += [tensor for tensor in (target, mask_of(target)) if tensor is not None]
-    return list({id(t): t for t in read if id(t) not in made}.values())
+    return list({id(t): t for t in [*read, *targets] if id(t) not in made}.values())
 
 
 def _names(

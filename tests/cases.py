@@ -94,6 +94,18 @@ def masked():
     return keras.Model(inputs, layers.Dense(CLASSES, activation="softmax")(x))
 
 
+def attention():
+    """MultiHeadAttention takes the mask off what it reads, for every later reader."""
+    inputs = keras.Input((7,), dtype="int32")
+    x = layers.Embedding(12, 6, mask_zero=True)(inputs)
+    x = layers.Bidirectional(layers.LSTM(4, return_sequences=True), name="lstm")(x)
+    x = layers.Add()([x, layers.MultiHeadAttention(2, 4, name="attention")(x, x)])
+    x = layers.LayerNormalization(name="norm")(x)
+    x = layers.MultiHeadAttention(2, 4)(x, x)
+    x = layers.GlobalAveragePooling1D()(x)
+    return keras.Model(inputs, layers.Dense(CLASSES, activation="softmax")(x))
+
+
 def two_inputs():
     image, vector = keras.Input((8, 8, 2), name="image"), keras.Input((3,), name="vector")
     x = layers.Flatten()(layers.Conv2D(3, 3, activation="relu", name="conv")(image))
@@ -142,6 +154,11 @@ MODELS = [
     Case("nested", lambda: BranchyModel(nested(), exits("first", "inner/first")), images),
     Case("shared", lambda: BranchyModel(shared(), exits("block:0", "block:1")), images),
     Case("masked", lambda: BranchyModel(masked(), exits("lstm", "dense")), tokens),
+    Case(
+        "attention",
+        lambda: BranchyModel(attention(), exits("lstm", "attention", "norm")),
+        tokens,
+    ),
     Case(
         "two_inputs",
         lambda: BranchyModel(two_inputs(), exits("conv", "mixed")),
