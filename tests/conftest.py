@@ -2,6 +2,10 @@
 """What all tests share. The environment is set before anything imports TensorFlow."""
 
 import os
+import shutil
+
+import numpy as np
+import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -9,10 +13,11 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # Figures in the tests hold for the CPU; a GPU run sets CUDA_VISIBLE_DEVICES itself.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
-import numpy as np
-import pytest
-
 SWITCH = "KERAS_BRANCHY_CUSTOM_OPS"
+
+# Tests run the gate's definition, with or without a compiler; those of the gate itself
+# take the fixture `implementation`. KERAS_BRANCHY_CUSTOM_OPS=on runs all on the op.
+os.environ.setdefault(SWITCH, "off")
 
 
 @pytest.fixture(autouse=True)
@@ -42,4 +47,16 @@ def fresh_names():
 def implementation(request, monkeypatch):
     """Each implementation of the exit gate in turn, chosen as a user chooses it."""
     monkeypatch.setenv(SWITCH, {"reference": "off", "native": "on"}[request.param])
+    if request.param == "native":
+        from keras_branchy import native
+
+        status = native.status()
+        # Where there is a compiler, an op that fails to build or load is a failure.
+        if not status.native and not _has_compiler():
+            pytest.skip(f"no op, and no C++ compiler to build it: {status.cause}")
     return request.param
+
+
+def _has_compiler():
+    names = (os.environ.get("CXX"), "g++", "c++")
+    return any(name and shutil.which(name) for name in names)

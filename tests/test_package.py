@@ -26,7 +26,6 @@ ADDED = {
         "patience",
         "predict_early",
         "stages",
-        "taps",
         "thresholds",
     },
     "ExitBranch": {"logits"},
