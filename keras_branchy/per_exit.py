@@ -24,6 +24,8 @@ class MultiExitTraining(keras.Model):
     gradients are Keras'.
     """
 
+    _distillation = (0.0, 1.0)  # weight, temperature
+
     @property
     def exit_names(self) -> list[str]:
         """`["exit_1", …, "exit_N"]`; an index into it is the index of an exit, from 0."""
@@ -46,6 +48,9 @@ class MultiExitTraining(keras.Model):
         loss_weights: Any = None,
         metrics: Any = None,
         weighted_metrics: Any = None,
+        *,
+        distillation_weight: float = 0.0,
+        distillation_temperature: float = 3.0,
         **kwargs: Any,
     ) -> None:
         """Keras' `compile`, in which what is given once applies to every exit.
@@ -58,16 +63,24 @@ class MultiExitTraining(keras.Model):
             metrics: A list of metrics for every exit (each exit gets its own copy of a
                 `Metric` object), a list of N lists, or a dict by exit name.
             weighted_metrics: Like `metrics`.
+            distillation_weight: Weight of self-distillation, 0 for none: every exit but
+                the last is also trained on the softened answers of the last, which it
+                does not pull back ("Be Your Own Teacher", arXiv 1905.08094). The added
+                loss is weight · T² · crossentropy(softmax(z_N/T), softmax(z_n/T)).
+            distillation_temperature: T.
             **kwargs: `run_eagerly`, `jit_compile`, … as in Keras.
 
         Raises:
             ValueError: If a list has not one entry per exit, a dict names an exit that
-                is not there, or a string names the loss of an exit that is no
-                distribution.
+                is not there, a string names the loss of an exit that is no
+                distribution, or a distillation setting is out of range.
         """
         names = self.exit_names
         loss = by_exit("loss", loss, names)
         check_losses(loss, dict(zip(names, self.branches, strict=False)))
+        self._distillation = _check_distillation(
+            distillation_weight, distillation_temperature
+        )
         super().compile(
             optimizer=optimizer,
             loss=loss,
@@ -76,6 +89,17 @@ class MultiExitTraining(keras.Model):
             weighted_metrics=metrics_by_exit("weighted_metrics", weighted_metrics, names),
             **kwargs,
         )
+
+    def get_compile_config(self) -> dict[str, Any]:
+        config = super().get_compile_config()
+        if not config:
+            return config
+        weight, temperature = self._distillation
+        return {
+            **config,
+            "distillation_weight": weight,
+            "distillation_temperature": temperature,
+        }
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles again as the saved model was, so that training resumes."""
@@ -91,13 +115,32 @@ class MultiExitTraining(keras.Model):
         training: bool = True,
     ) -> Any:
         """Keras' weighted sum of the losses; one label feeds every exit."""
-        return super().compute_loss(
+        loss = super().compute_loss(
             x=x,
             y=self._fan_out(y),
             y_pred=y_pred,
             sample_weight=self._fan_out(sample_weight),
             training=training,
         )
+        weight, temperature = self._distillation
+        if not weight:
+            return loss
+        return loss + weight * self._distil(y_pred, sample_weight, temperature)
+
+    def _distil(self, y_pred: Any, sample_weight: Any, temperature: float) -> Any:
+        """Crossentropy of every exit with the softened answers of the last, times T²."""
+        softened = keras.losses.CategoricalCrossentropy(from_logits=True)
+        names = self.exit_names
+        teacher = keras.ops.stop_gradient(_log(y_pred[names[-1]]) / temperature)
+        answers = keras.ops.softmax(teacher)
+        weights = self._fan_out(sample_weight) or {}
+        total = 0.0
+        for name, branch in zip(names, self.branches, strict=False):
+            logits = y_pred[name] if branch.activation is None else _log(y_pred[name])
+            total += softened(
+                answers, logits / temperature, sample_weight=weights.get(name)
+            )
+        return total * temperature**2
 
     def compute_metrics(
         self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
@@ -111,6 +154,25 @@ class MultiExitTraining(keras.Model):
         if value is None or isinstance(value, dict):
             return value
         return dict.fromkeys(self.exit_names, value)
+
+
+def _log(probabilities: Any) -> Any:
+    # Softmax outputs underflow to 0 in float32; below this no class is told from another.
+    return keras.ops.log(keras.ops.maximum(probabilities, 1e-30))
+
+
+def _check_distillation(weight: Any, temperature: Any) -> tuple[float, float]:
+    if not (isinstance(weight, (int, float)) and weight >= 0):
+        raise ValueError(
+            "`distillation_weight` must be a float of at least 0. Received: "
+            f"distillation_weight={weight!r}. 0 switches self-distillation off."
+        )
+    if not (isinstance(temperature, (int, float)) and temperature > 0):
+        raise ValueError(
+            "`distillation_temperature` must be a float above 0. Received: "
+            f"distillation_temperature={temperature!r}. 1 leaves the answers as they are."
+        )
+    return float(weight), float(temperature)
 
 
 def by_exit(

@@ -76,8 +76,8 @@ class _Cutter:
         if ending is None:
             raise ValueError(
                 "The model's last output is not recognised as a softmax over classes. "
-                f"Received: '{last.name}'. Build the model as BranchyModel(backbone, exits), "
-                "which appends the softmax."
+                f"Received: '{last.name}'. Build the model as BranchyModel(backbone, "
+                "exits), which appends the softmax."
             )
         self.peeled = ending.peeled
         # What each exit reads: features and, at a masked tap, the mask.
