@@ -112,7 +112,8 @@ def gate_scores(
     """
     check_criterion(criterion)
     z = np.asarray(logits).astype(np.float64)
-    broken = np.isnan(z).any(-1) | np.isposinf(z).any(-1) | np.isneginf(z).all(-1)
+    lost = np.isnan(z).any(-1) | np.isposinf(z).any(-1) | np.isneginf(z).all(-1)
+    broken = np.asarray(lost)
     z = np.where(np.isnan(z), -np.inf, z)
     label = z.argmax(-1)
     z = np.where(broken[..., None], 0.0, z)

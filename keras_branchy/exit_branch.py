@@ -82,7 +82,7 @@ class ExitBranch(keras.layers.Layer):
         self.activation = _check_activation(activation)
         self.criterion = check_criterion(criterion).name
         self.stop_gradient = bool(stop_gradient)
-        self.head = None if layers is None else _check_layers(layers)
+        self.head: Any = None if layers is None else _check_layers(layers)
         self.default_head = layers is None
         self.flatten = keras.layers.Flatten(name="exit_flatten", dtype=self.dtype_policy)
         self.classifier = keras.layers.Dense(

@@ -56,10 +56,9 @@ def exit_gate(
     logits = tf.convert_to_tensor(logits)
     threshold = tf.cast(rule.never if threshold is None else threshold, tf.float32)
     _check(logits, threshold)
-    implementation = reference
-    if native.load() is not None and not native.in_xla_context():
-        implementation = native
-    return implementation.exit_gate(logits, threshold, criterion)
+    if native.load() is None or native.in_xla_context():
+        return reference.exit_gate(logits, threshold, criterion)
+    return native.exit_gate(logits, threshold, criterion)
 
 
 def _check(logits: tf.Tensor, threshold: tf.Tensor) -> None:

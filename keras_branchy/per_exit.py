@@ -34,10 +34,10 @@ class MultiExitTraining(keras.Model):
     @property
     def branches(self) -> list[Any]:
         """The `ExitBranch` of every exit but the last."""
-        return [node.operation for node in self.branch_nodes]
+        return [node.operation for node in self._branch_nodes]
 
     @property
-    def branch_nodes(self) -> list[Any]:
+    def _branch_nodes(self) -> list[Any]:
         """The call of each branch, a node of the graph."""
         return [producer(self._outputs_struct[name]) for name in self.exit_names[:-1]]
 

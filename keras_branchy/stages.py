@@ -81,7 +81,7 @@ class _Cutter:
             )
         self.peeled = ending.peeled
         # What each exit reads: features and, at a masked tap, the mask.
-        self.targets = [*map(_read_by_branch, model.branch_nodes), [ending.source]]
+        self.targets = [*map(_read_by_branch, model._branch_nodes), [ending.source]]
         known = {id(tensor) for tensor in model.inputs}
         self.nodes = [nodes_for(targets, known) for targets in self.targets]
         self.reads = [
