@@ -100,13 +100,16 @@ def test_disabled_exits_are_passed_by(given):
 
 def test_patience_counts_successive_equal_labels(given):
     zero, one = [0.2, 0.0, 0.0, 0.0], [0.0, 0.2, 0.0, 0.0]
-    x = rows((zero, zero, one), (zero, one, one), ([np.nan] * 4, [np.nan] * 4, one))
+    broken = [np.nan] * 4  # labelled 0, but agrees with nobody
+    x = rows(
+        (zero, zero, one), (zero, one, one), (broken, broken, one), (broken, zero, one)
+    )
     given.thresholds = [None, None]
-    assert given.predict_early(x, verbose=0).exits.tolist() == [2, 2, 2]
+    assert given.predict_early(x, verbose=0).exits.tolist() == [2, 2, 2, 2]
     given.patience = 2
-    assert given.predict_early(x, verbose=0).exits.tolist() == [1, 2, 2]
+    assert given.predict_early(x, verbose=0).exits.tolist() == [1, 2, 2, 2]
     given.patience = 3
-    assert given.predict_early(x, verbose=0).exits.tolist() == [2, 2, 2]
+    assert given.predict_early(x, verbose=0).exits.tolist() == [2, 2, 2, 2]
 
 
 def test_without_thresholds_the_error_names_calibrate(given):
