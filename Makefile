@@ -51,6 +51,21 @@ ifneq ($(SOURCES),)
 	@$(BIN)/clang-format -i $(SOURCES)
 endif
 
+.PHONY: native
+native: $(READY)  ## Build the compiled exit gate; g++, and nvcc where there is one
+	@$(BIN)/python custom_ops/build.py
+
+CUDA_CHECK := $(addprefix custom_ops/,cuda_check.cu exit_gate_cuda.cu)
+
+.PHONY: cuda-check
+cuda-check: build/cuda_check  ## Check and time the CUDA kernels; nvcc, no TensorFlow
+	@build/cuda_check --json build/cuda_check.json
+
+build/cuda_check: $(CUDA_CHECK) $(wildcard custom_ops/*.h)
+	@mkdir -p build
+	nvcc -std=c++17 -O3 -Xptxas -v -gencode arch=compute_80,code=sm_80 \
+	  -gencode arch=compute_90,code=[sm_90,compute_90] -o $@ $(CUDA_CHECK)
+
 .PHONY: clean
 clean:  ## Remove what was built, and the caches; .venv stays
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Build and metadata of keras-branchy; the tools' settings are in pyproject.toml."""
 
+import importlib.util
 import re
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
-from setuptools import find_packages, setup
+from setuptools import Distribution, find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 
@@ -37,9 +41,58 @@ def long_description() -> str:
 
 
 # ---- The native op (custom_ops/) ----------------------------------------------------
+def native_builder() -> Any:
+    """The module `custom_ops/build.py`."""
+    path = ROOT / "custom_ops" / "build.py"
+    spec = importlib.util.spec_from_file_location("keras_branchy_build", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class BuildWithNative(build_py):
+    """Adds the op's sources, and the op where it can be compiled."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return  # A checkout builds it at first use, or with `make native`.
+        target = Path(self.build_lib, "keras_branchy", "custom_ops")
+        target.mkdir(parents=True, exist_ok=True)
+        for pattern in ("*.py", "*.h", "*.cc", "*.cu", "*.md"):
+            for source in (ROOT / "custom_ops").glob(pattern):
+                shutil.copy(source, target)
+        builder = native_builder()
+        try:
+            print("built", builder.build(target))
+        except builder.BuildError as error:
+            print(
+                f"The native exit gate was not built, and plain TensorFlow will run "
+                f"in its place. {error}",
+                file=sys.stderr,
+            )
+        for left in (*target.glob("*.error"), *target.glob(".lock")):
+            left.unlink()
+
+
+class MaybeNative(Distribution):
+    """A wheel with the op in it is for one platform."""
+
+    def has_ext_modules(self) -> bool:
+        builder = native_builder()
+        try:
+            builder.find_tensorflow()
+            builder.find_compiler()
+        except builder.BuildError:
+            return False
+        return True
+
+
 def native_build() -> dict[str, Any]:
-    """Keywords for `setup` that build the compiled op; empty builds pure Python."""
-    return {}
+    """Keywords for `setup` that build the compiled op."""
+    return {"cmdclass": {"build_py": BuildWithNative}, "distclass": MaybeNative}
 
 
 # ---- Metadata -----------------------------------------------------------------------

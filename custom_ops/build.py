@@ -56,6 +56,10 @@ class BuildError(RuntimeError):
     """The op cannot be built, or a library is not one that was built here."""
 
 
+class _NvccError(BuildError):
+    """Only the CUDA kernel cannot be built."""
+
+
 # ---- What there is ------------------------------------------------------------------
 def find_tensorflow() -> tuple[Path, str]:
     """The installed TensorFlow's directory and version.
@@ -96,7 +100,7 @@ def find_compiler() -> str:
 
 
 def find_cuda() -> tuple[str, Path] | None:
-    """nvcc and its static runtime library, if both are there."""
+    """The path of nvcc and its static runtime library, if both are there."""
     nvcc = shutil.which(os.environ.get("NVCC", "nvcc"))
     if nvcc is None:
         return None
@@ -202,23 +206,36 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def _compile(path: Path, home: Path, version: str, compiler: str) -> None:
-    cuda = None
+    cuda = find_cuda()
+    problem = None if cuda else "nvcc was not found when the op was built"
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".build-") as scratch:
         made = Path(scratch)
-        jobs = _commands(made, home, compiler, with_cuda=cuda is not None)
         if cuda is not None:
-            jobs["cuda"] = _nvcc_command(made, cuda[0])
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(_run, jobs.values()))
+            try:
+                _compile_parts(made, home, compiler, cuda)
+            except _NvccError as error:
+                cuda, problem = None, str(error)
+        if cuda is None:
+            _compile_parts(made, home, compiler, None)
         library = made / "library.so"
-        _run(_link_command(made, list(jobs), home, compiler, cuda, library))
-        _stamp(library, version, compiler, cuda)
+        _run(_link_command(made, home, compiler, cuda, library))
+        _stamp(library, version, problem)
         os.replace(library, path)
 
 
-def _commands(
-    made: Path, home: Path, compiler: str, *, with_cuda: bool
-) -> dict[str, list[str]]:
+def _compile_parts(
+    made: Path, home: Path, compiler: str, cuda: tuple[str, Path] | None
+) -> None:
+    jobs = _commands(made, home, compiler, with_cuda=cuda is not None)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        parts = [pool.submit(_run, job) for job in jobs]
+        if cuda is not None:
+            pool.submit(_run, _nvcc_command(made, cuda[0]), _NvccError).result()
+        for part in parts:
+            part.result()
+
+
+def _commands(made: Path, home: Path, compiler: str, *, with_cuda: bool) -> list[list[str]]:
     tensorflow = ["-isystem", str(home / "include"), "-D_GLIBCXX_USE_CXX11_ABI=1"]
     tensorflow += ["-DEIGEN_MAX_ALIGN_BYTES=64", "-O2"]
     if with_cuda:
@@ -231,13 +248,13 @@ def _commands(
     if sysconfig.get_platform() == "linux-x86_64":
         parts["avx2"] = ("exit_gate_cpu_isa.cc", [*KERNEL, *AVX2])
         parts["avx512"] = ("exit_gate_cpu_isa.cc", [*KERNEL, *AVX512])
-    return {
-        name: [
+    return [
+        [
             *[compiler, *COMMON, *flags, f"-DKERAS_BRANCHY_ISA={name}", "-c"],
             *[str(SOURCES / source), "-o", str(made / f"{name}.o")],
         ]
         for name, (source, flags) in parts.items()
-    }
+    ]
 
 
 def _nvcc_command(made: Path, nvcc: str) -> list[str]:
@@ -250,7 +267,6 @@ def _nvcc_command(made: Path, nvcc: str) -> list[str]:
 
 def _link_command(
     made: Path,
-    names: list[str],
     home: Path,
     compiler: str,
     cuda: tuple[str, Path] | None,
@@ -261,29 +277,25 @@ def _link_command(
     runtime = [str(cuda[1]), "-ldl", "-lrt", "-lpthread"] if cuda else []
     return [
         *[compiler, "-shared", "-o", str(library)],
-        *[str(made / f"{name}.o") for name in names],
+        *map(str, sorted(made.glob("*.o"))),
         *runtime,
         *[f"-L{home}", "-l:libtensorflow_framework.so.2"],
         *["-Wl,--exclude-libs,ALL", "-Wl,-Bsymbolic-functions", "-Wl,-z,defs", "-s"],
     ]
 
 
-def _run(command: list[str]) -> None:
+def _run(command: list[str], error: type[BuildError] = BuildError) -> None:
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode != 0:
         output = (run.stderr or run.stdout).strip()
-        raise BuildError(f"{' '.join(command)}\nfailed:\n{output[:2000]}")
+        raise error(f"{' '.join(command)}\nfailed:\n{output[:2000]}")
 
 
-def _stamp(
-    library: Path, version: str, compiler: str, cuda: tuple[str, Path] | None
-) -> None:
-    content = library.read_bytes()
+def _stamp(library: Path, version: str, cuda_problem: str | None) -> None:
     facts = {
-        "sha256": hashlib.sha256(content).hexdigest(),
+        "sha256": hashlib.sha256(library.read_bytes()).hexdigest(),
         "tensorflow": version,
-        "compiler": compiler,
-        "cuda": cuda is not None,
+        "cuda_problem": cuda_problem,
     }
     with open(library, "ab") as file:
         file.write(STAMP + json.dumps(facts).encode())

@@ -207,7 +207,8 @@ def _load() -> _Attempt:
             tf.__version__,
         )
         path = builder.build()
-    built_for = builder.stamp_of(path)["tensorflow"]
+    stamp = builder.stamp_of(path)
+    built_for = stamp["tensorflow"]
     if builder.minor(built_for) != builder.minor(tf.__version__):
         raise RuntimeError(
             f"{path} was built for TensorFlow {built_for}. Received: TensorFlow "
@@ -215,6 +216,7 @@ def _load() -> _Attempt:
         )
     module = tf.load_op_library(str(path))
     instruction_set, problem = _ask(path)
+    problem = stamp["cuda_problem"] or problem
     if problem and tf.config.get_visible_devices("GPU"):
         raise RuntimeError(
             f"TensorFlow sees a GPU, and the op's CUDA kernel cannot run there: {problem}."
