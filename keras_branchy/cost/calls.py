@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_branchy.cost import counters  # noqa: F401 (fills the tables)
+from keras_branchy.cost.counters import contracted_shape
 from keras_branchy.cost.registry import LAYERS, Shape, counts, macs_of
 from keras_branchy.graph import nodes_for, tensors_read
 
@@ -133,7 +133,7 @@ def _walk(model: Any, specs: Specs, prefix: str) -> list[Call]:
 
 def _call(node: Any, specs: Specs, address: str) -> Call:
     args, kwargs = _arguments(node, specs)
-    made = node.operation.compute_output_spec(*args, **kwargs)
+    made = _output_spec(node.operation, args, kwargs)
     # New objects, since some layers return the very tensor that they were given.
     outputs = [keras.KerasTensor(x.shape, x.dtype) for x in keras.tree.flatten(made)]
     specs.update(zip(map(id, node.outputs), outputs, strict=True))
@@ -142,15 +142,28 @@ def _call(node: Any, specs: Specs, address: str) -> Call:
     return Call(address, node.operation, given, reads, outputs)
 
 
+def _output_spec(operation: Any, args: Any, kwargs: Any) -> Any:
+    made = operation.compute_output_spec(*args, **kwargs)
+    if isinstance(operation, keras.layers.EinsumDense):
+        # It gives what its `output_shape` leaves open as unknown, even where it is known.
+        shapes = [_first(args, kwargs).shape, tuple(operation.kernel.shape)]
+        made = keras.KerasTensor(contracted_shape(operation.equation, shapes), made.dtype)
+    return made
+
+
 def _enter(node: Any, specs: Specs, prefix: str) -> list[Call]:
     args, kwargs = _arguments(node, specs)
     nested = node.operation
-    given = keras.tree.flatten(args[0] if args else kwargs["inputs"])
+    given = keras.tree.flatten(_first(args, kwargs))
     inner = dict(zip(map(id, nested.inputs), given, strict=True))
     calls = _walk(nested, inner, prefix)
     for outside, inside in zip(node.outputs, nested.outputs, strict=True):
         specs[id(outside)] = inner[id(inside)]
     return calls
+
+
+def _first(args: Any, kwargs: Any) -> Any:
+    return args[0] if args else kwargs["inputs"]
 
 
 def _arguments(node: Any, specs: Specs) -> tuple[Any, Any]:

@@ -69,19 +69,35 @@ def _dense(layer: Any, inputs: Shapes, outputs: Shapes) -> int:
 
 @counts("EinsumDense", table=LAYERS)
 def _einsum_dense(layer: Any, inputs: Shapes, outputs: Shapes) -> int:
-    shapes = [inputs[0], tuple(layer.kernel.shape)]
-    return _contraction(layer.equation, shapes, outputs[0])
+    return _contraction(layer.equation, [inputs[0], tuple(layer.kernel.shape)])
 
 
-def _contraction(equation: str, shapes: Shapes, output: Shape) -> int:
-    """Output elements times the sizes that the equation sums over."""
-    terms, kept = equation.replace(" ", "").split("->")
+def _contraction(equation: str, shapes: Shapes) -> int:
+    """The product of all sizes that a contraction names, those of `...` included."""
+    sizes, dots = _sizes(equation, shapes)
+    return prod(sizes.values()) * prod(dots)
+
+
+def contracted_shape(equation: str, shapes: Shapes) -> Shape:
+    """The shape that a contraction makes."""
+    sizes, dots = _sizes(equation, shapes)
+    before, dotted, after = equation.replace(" ", "").split("->")[1].partition("...")
+    first, last = (tuple(sizes[label] for label in labels) for labels in (before, after))
+    return (*first, *(dots if dotted else ()), *last)
+
+
+def _sizes(equation: str, shapes: Shapes) -> tuple[dict[str, int], Shape]:
+    """Sizes by label, and the sizes that `...` stands for."""
+    terms = equation.replace(" ", "").split("->")[0].split(",")
     sizes: dict[str, int] = {}
-    for term, shape in zip(terms.split(","), shapes, strict=True):
-        before, _, after = term.partition("...")
+    dots: Shape = ()
+    for term, shape in zip(terms, shapes, strict=True):
+        before, dotted, after = term.partition("...")
+        tail = len(shape) - len(after)
         sizes |= zip(before, shape, strict=False)
-        sizes |= zip(reversed(after), reversed(shape), strict=False)
-    return prod(output) * prod(size for x, size in sizes.items() if x not in kept)
+        sizes |= zip(after, shape[tail:], strict=True)
+        dots = shape[len(before) : tail] if dotted else dots
+    return sizes, dots
 
 
 @counts("ReversibleEmbedding", table=LAYERS)
@@ -238,7 +254,7 @@ def _matmul(operation: Any, inputs: Shapes, outputs: Shapes) -> int:
 
 @counts("Einsum", table=OPS)
 def _einsum(operation: Any, inputs: Shapes, outputs: Shapes) -> int:
-    return _contraction(operation.subscripts, inputs, outputs[0])
+    return _contraction(operation.subscripts, inputs)
 
 
 @counts("Conv", table=OPS)

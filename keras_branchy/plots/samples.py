@@ -35,8 +35,7 @@ def contact_sheet(
         exits: [n] index of the exit at which each left.
         difficulty: [n] score by which samples of one exit are ordered, the hardest
             last: for the criterion `entropy` the score itself, for others its negative.
-        labels: [n] right classes; with `predictions`, wrong answers are framed and say
-            `right→given`.
+        labels: [n] right classes; with `predictions`, wrong answers are framed and named.
         predictions: [n] classes given.
         names: [N] names of the exits; `exit_1`, … up to the last one used by default.
         columns: Images in a row.
@@ -83,6 +82,8 @@ def contact_sheet(
                 given = np.asarray(labels)[index], np.asarray(predictions)[index]
                 if given[0] != given[1]:
                     _frame(ax, left, top, width - GAP, height - GAP, given)
+    if labels is not None and predictions is not None:
+        ax.set_xlabel("framed: wrong, right class → class given")
     ax.imshow(sheet, interpolation="nearest")
     centres = (np.arange(len(rows)) + 0.5) * height - GAP / 2
     ax.set_yticks(centres, [name for name, _ in rows])
