@@ -15,6 +15,8 @@ ROOT = Path(__file__).resolve().parent
 
 # TensorFlow is held to one minor version because a compiled op is bound to it.
 REQUIRES = ["tensorflow>=2.21,<2.22", "keras>=3.15.1", "numpy>=2.0"]
+LITERT = ["ai-edge-litert>=2.3", "numpy>=2.0"]
+ONNX = ["tf2onnx>=1.17", "onnx>=1.23", "onnxruntime>=1.31"]
 PLOTS = ["matplotlib>=3.9"]
 # tensorflow-datasets imports importlib_resources without declaring it.
 EXAMPLES = [
@@ -23,7 +25,15 @@ EXAMPLES = [
     "importlib_resources",
     "scikit-learn>=1.5",
 ]
-TEST = [*EXAMPLES, "pytest>=8.3", "pytest-timeout>=2.3", "hypothesis>=6.100"]
+TEST = [
+    *EXAMPLES,
+    *LITERT,
+    *ONNX,
+    "jsonschema>=4.23",
+    "pytest>=8.3",
+    "pytest-timeout>=2.3",
+    "hypothesis>=6.100",
+]
 # Formatters are held to one release, so that a new one cannot fail an old commit.
 DEV = [*TEST, "ruff~=0.17.6", "mypy~=2.4", "clang-format~=23.1"]
 
@@ -119,12 +129,13 @@ setup(
     ],
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["keras_branchy", "keras_branchy.*"]),
-    package_data={"keras_branchy": ["py.typed"]},
+    package_data={"keras_branchy": ["py.typed", "runner/manifest.schema.json"]},
     install_requires=REQUIRES,
     extras_require={
         # The exported stages' runner imports nothing else; on a device that has no
         # room for TensorFlow, install these two and the package with --no-deps.
-        "runtime": ["ai-edge-litert>=2.3", "numpy>=2.0"],
+        "runtime": LITERT,
+        "onnx": ONNX,
         "plots": PLOTS,
         "examples": EXAMPLES,
         "test": TEST,

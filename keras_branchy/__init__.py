@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from keras_branchy.branchy_model import BranchyModel
     from keras_branchy.exit_branch import ExitBranch
     from keras_branchy.exit_gate import exit_gate
+    from keras_branchy.runner import StageRunner
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BranchyModel",
     "ExitBranch",
+    "StageRunner",
     "calibration",
     "cost",
     "exit_gate",
@@ -31,6 +33,7 @@ __all__ = [
 _HOMES = {
     "BranchyModel": "branchy_model",
     "ExitBranch": "exit_branch",
+    "StageRunner": "runner",
     "exit_gate": "exit_gate",
 }
 

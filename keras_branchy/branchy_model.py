@@ -252,6 +252,25 @@ class BranchyModel(MultiExitTraining):
 
         return calibrate(self, data, y, max_accuracy_drop, exit_shares, batch_size, verbose)
 
+    def export_stages(
+        self, path: Any, *, format: str = "litert", **options: Any
+    ) -> dict[str, Any]:
+        """Writes the stages, and a `manifest.json` that says how they are run.
+
+        Args:
+            path: The folder to write; an earlier export there is replaced.
+            format: `"litert"`, `"saved_model"` or `"onnx"`.
+            **options: `layout`, `quantization`, `representative_data`, `batch_size`,
+                `class_names`, `preprocessing`, `timeout` and `verbose`, as
+                `keras_branchy.export.exporter.export_stages` describes them.
+
+        Returns:
+            What the manifest says, self-check included.
+        """
+        from keras_branchy.export.exporter import export_stages
+
+        return export_stages(self, path, format=format, **options)
+
 
 def _are_tensors(outputs: Any) -> bool:
     """Whether Keras gives tensors, as it does when it loads or clones."""

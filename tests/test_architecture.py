@@ -21,8 +21,9 @@ LAYERS = (
     ("attach",),
     ("branchy_model",),
     ("stages", "batches"),
-    ("early_exit", "cost", "export"),
+    ("early_exit", "cost"),
     ("scoring",),
+    ("export",),
     ("networks", "callbacks", "cli"),
 )
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
@@ -43,7 +44,16 @@ WITHOUT_FRAMEWORKS = {
 KERAS_ONLY = {"graph", "masks"}
 TENSORFLOW_AT_TOP = {"reference", "exit_gate", "early_exit", "native"}
 
-THIRD_PARTY = {"numpy", "keras", "tensorflow", "matplotlib", "ai_edge_litert"}
+THIRD_PARTY = {
+    "numpy",
+    "keras",
+    "tensorflow",
+    "matplotlib",
+    "ai_edge_litert",
+    "onnx",
+    "onnxruntime",
+    "tf2onnx",
+}
 
 
 @dataclass(frozen=True)

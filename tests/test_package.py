@@ -11,7 +11,7 @@ from project import PACKAGE, ROOT, fresh_python
 
 import keras_branchy
 
-OBJECTS = {"BranchyModel", "ExitBranch", "exit_gate"}
+OBJECTS = {"BranchyModel", "ExitBranch", "StageRunner", "exit_gate"}
 MODULES = {"calibration", "cost", "networks", "plots"}
 
 # What a class adds to what it inherits from Keras.
@@ -22,6 +22,7 @@ ADDED = {
         "criteria",
         "early_exit",
         "exit_names",
+        "export_stages",
         "num_classes",
         "patience",
         "predict_early",

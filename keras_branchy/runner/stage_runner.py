@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""StageRunner: an exported model with early exits, without TensorFlow and Keras."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_branchy.runner.drivers import Driver, open_driver
+from keras_branchy.runner.manifest import Manifest
+from keras_branchy.runner.samples import as_samples
+from keras_branchy.thresholds import check_thresholds, gate_thresholds
+
+__all__ = ["CallStatistics", "RunnerResult", "StageRunner"]
+
+
+@dataclass(frozen=True)
+class CallStatistics:
+    """What one `predict` did.
+
+    Attributes:
+        samples: How many samples it was given.
+        reached: How many of them each stage computed, in exit order.
+        left: How many left at each exit.
+        seconds: Wall-clock time of the whole call.
+    """
+
+    samples: int
+    reached: list[int]
+    left: list[int]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RunnerResult:
+    """Answers in the order of the input, as `BranchyModel.predict_early` gives them.
+
+    Attributes:
+        labels: [B] int64, the class of the largest logit at the exit taken.
+        probabilities: [B, C] float32, the softmax at the exit taken.
+        exits: [B] int64, the exit taken, an index into `StageRunner.exit_names`.
+        scores: [B] float32, the score of that exit's criterion (entropy for the last).
+        statistics: What the call did.
+    """
+
+    labels: np.ndarray
+    probabilities: np.ndarray
+    exits: np.ndarray
+    scores: np.ndarray
+    statistics: CallStatistics
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class StageRunner:
+    """Runs what `model.export_stages(path, format="litert")` wrote.
+
+    It needs NumPy and ai-edge-litert only: `pip install 'keras-branchy[runtime]'`. Each
+    sample passes through the stages until an exit is sure of it, and the answers are those
+    of `BranchyModel.predict_early`. Every file is checked against the manifest's hashes
+    first. One runner may be called from several threads.
+
+    Args:
+        path: The folder with `manifest.json`.
+        threads: How many samples are computed at a time, each by interpreters of its own.
+        thresholds: One per exit but the last, `None` to disable an exit, instead of those
+            in the manifest.
+
+    Raises:
+        FileNotFoundError: If the folder, the manifest or a file is missing.
+        ValueError: If a file is damaged, or an argument is wrong.
+        ImportError: If ai-edge-litert is not installed.
+
+    Example:
+
+    ```python
+    import numpy as np
+    from keras_branchy import StageRunner, networks
+
+    model = networks.b_lenet()
+    model.thresholds = [2.0]
+    model.export_stages("b_lenet", verbose=0)
+
+    runner = StageRunner("b_lenet")
+    answer = runner.predict(np.zeros((3, 28, 28, 1), np.float32))
+    assert answer.probabilities.shape == (3, 10) and len(answer.exits) == 3
+    ```
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        threads: int = 1,
+        thresholds: Sequence[float | None] | None = None,
+    ):
+        if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+            raise ValueError(
+                f"`threads` must be an integer of at least 1. Received: {threads!r}. "
+                "Pass the number of samples to compute at a time."
+            )
+        self.manifest = Manifest.load(path)
+        exits = self.manifest.exits[:-1]
+        self._criteria = [row.criterion for row in exits]
+        if thresholds is None and self.manifest.data["calibrated"]:
+            thresholds = [row.threshold for row in exits]
+        self.thresholds = thresholds
+        self._drivers: queue.SimpleQueue[Driver] = queue.SimpleQueue()
+        for _ in range(threads):
+            self._drivers.put(open_driver(self.manifest))
+        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
+        self._threads = threads
+
+    @property
+    def exit_names(self) -> list[str]:
+        """Names of the exits, in order."""
+        return [row.name for row in self.manifest.exits]
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of the classes, where the export was given them."""
+        return self.manifest.data["class_names"]
+
+    @property
+    def thresholds(self) -> list[float | None] | None:
+        """One threshold per exit but the last; those of the manifest until set."""
+        return None if self._thresholds is None else list(self._thresholds)
+
+    @thresholds.setter
+    def thresholds(self, thresholds: Sequence[float | None] | None) -> None:
+        self._thresholds = check_thresholds(thresholds, self.exit_names[:-1])
+        self._gate = self._as_gate(self._thresholds)
+
+    def predict(
+        self, x: Any, thresholds: Sequence[float | None] | None = None
+    ) -> RunnerResult:
+        """Predicts with early exits.
+
+        Args:
+            x: [B, …] array, or for several inputs a dict by name or a list in order.
+            thresholds: Instead of the runner's own, for this call.
+
+        Returns:
+            A `RunnerResult` of NumPy arrays.
+
+        Raises:
+            ValueError: If `x` does not fit the model, or there are no thresholds.
+        """
+        start = time.perf_counter()
+        samples, count = as_samples(x, self.manifest.inputs)
+        gate = self._gate
+        if thresholds is not None:
+            gate = self._as_gate(check_thresholds(thresholds, self.exit_names[:-1]))
+        if gate is None:
+            raise ValueError(
+                "The exported model has no thresholds, so it cannot tell who leaves "
+                "early. Received: thresholds=None. Calibrate before the export with "
+                "model.calibrate(validation_data, max_accuracy_drop=0.01), or pass "
+                f"thresholds= with {len(self._criteria)} floats."
+            )
+        answers = self._run("predict", samples, count, gate)
+        return self._result(answers, count, start)
+
+    def every_exit(self, x: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What each exit says of every sample, as `BranchyModel.calibrate` looks at it.
+
+        Returns:
+            scores [N, B] float32 (entropy at the last exit), labels [N, B] int64 and
+            probabilities [N, B, C] float32.
+        """
+        samples, count = as_samples(x, self.manifest.inputs)
+        parts = self._run("every_exit", samples, count)
+        return parts[0], parts[1], parts[2]
+
+    def _run(self, verb: str, samples: dict, count: int, *args: Any) -> list[np.ndarray]:
+        """Splits the samples among the threads, and joins the answers along them."""
+        if self._pool is None or count < 2:
+            with self._driver() as driver:
+                return getattr(driver, verb)(samples, count, *args)
+        edges = np.linspace(0, count, min(self._threads, count) + 1).astype(int)
+
+        def part(start: int, stop: int) -> list[np.ndarray]:
+            rows = {name: value[start:stop] for name, value in samples.items()}
+            with self._driver() as driver:
+                return getattr(driver, verb)(rows, stop - start, *args)
+
+        parts = list(self._pool.map(part, edges[:-1].tolist(), edges[1:].tolist()))
+        axis = 1 if verb == "every_exit" else 0
+        return [np.concatenate(arrays, axis) for arrays in zip(*parts, strict=True)]
+
+    @contextlib.contextmanager
+    def _driver(self) -> Iterator[Driver]:
+        driver = self._drivers.get()
+        try:
+            yield driver
+        finally:
+            self._drivers.put(driver)
+
+    def _as_gate(self, thresholds: Sequence[float | None] | None) -> np.ndarray | None:
+        if thresholds is None:
+            return None
+        return gate_thresholds(thresholds, self._criteria)
+
+    def _result(self, answers: list[np.ndarray], count: int, start: float) -> RunnerResult:
+        labels, probabilities, exits, scores = answers
+        left = np.bincount(exits, minlength=len(self.manifest.exits)).tolist()
+        reached = [sum(left[index:]) for index in range(len(left))]
+        seconds = time.perf_counter() - start
+        statistics = CallStatistics(count, reached, left, seconds)
+        return RunnerResult(labels, probabilities, exits, scores, statistics)

@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""StageRunner against `predict_early`, and its gate against the definition in NumPy."""
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from exports import exported, rows
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from project import fresh_python
+
+from keras_branchy import StageRunner
+from keras_branchy.criteria import CRITERIA, gate_scores
+from keras_branchy.runner.drivers import BatchDriver, CascadeDriver, SampleDriver
+from keras_branchy.runner.row_gate import row_gate
+
+FLOATS = st.floats(-60, 60, width=32)
+ODD = st.sampled_from([np.nan, np.inf, -np.inf, 0.0, 1.5])
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+@settings(max_examples=150, deadline=None)
+@given(
+    logits=arrays(np.float32, st.tuples(st.just(1), st.integers(1, 120)), elements=FLOATS)
+)
+def test_the_gate_of_one_row_is_that_of_numpy(criterion, logits):
+    score, label, probabilities = row_gate(criterion)(logits)
+    expected, wanted = gate_scores(logits, criterion)
+    # Sums are taken in another order.
+    np.testing.assert_allclose(score, np.float32(expected[0]), rtol=1e-6, atol=1e-12)
+    assert label == wanted[0]
+    z = logits[0].astype(np.float64)
+    softmax = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
+    np.testing.assert_allclose(probabilities, softmax, rtol=2e-5, atol=1e-12)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+@settings(max_examples=100, deadline=None)
+@given(logits=arrays(np.float32, st.tuples(st.just(1), st.integers(1, 4)), elements=ODD))
+def test_the_gate_of_one_row_knows_broken_rows(criterion, logits):
+    score, label, probabilities = row_gate(criterion)(logits)
+    expected, wanted = gate_scores(logits, criterion)
+    np.testing.assert_allclose(score, np.float32(expected[0]), rtol=1e-6)
+    assert label == wanted[0]
+    assert np.isnan(probabilities).all() == np.isnan(score)
+
+
+def test_small_entropies_keep_their_digits():
+    logits = np.array([[30.0, 0.0, 1.0]], np.float32)
+    e = np.exp(np.array([-30.0, -29.0]))
+    expected = np.log1p(e.sum()) - (e * [-30.0, -29.0]).sum() / (1 + e.sum())
+    np.testing.assert_allclose(row_gate("entropy")(logits)[0], expected, rtol=1e-6)
+
+
+def check(runner, export, x=None, which=slice(None)):
+    answer = runner.predict(export.x if x is None else x)
+    expected = export.answer
+    np.testing.assert_array_equal(answer.exits, expected.exits[which])
+    np.testing.assert_array_equal(answer.labels, expected.labels[which])
+    # Sums within a stage are taken in another order.
+    np.testing.assert_allclose(
+        answer.probabilities, expected.probabilities[which], atol=1e-5
+    )
+    np.testing.assert_allclose(answer.scores, expected.scores[which], atol=1e-5)
+    assert answer.labels.dtype == answer.exits.dtype == np.int64
+    assert answer.probabilities.dtype == answer.scores.dtype == np.float32
+    return answer
+
+
+def test_answers_are_those_of_predict_early():
+    export = exported("residual")
+    runner = StageRunner(export.folder)
+    answer = check(runner, export)
+    left = np.bincount(export.answer.exits, minlength=3)
+    assert (left > 5).all(), "every exit is taken"
+    assert answer.statistics.left == left.tolist()
+    assert answer.statistics.reached == [60, 60 - left[0], left[2]]
+    assert answer.statistics.samples == len(answer) == 60
+    assert 0 < answer.statistics.seconds < 60
+    assert runner.exit_names == export.model.exit_names
+    assert runner.thresholds == export.model.thresholds
+
+
+def test_threads_change_nothing():
+    export = exported("residual")
+    runner = StageRunner(export.folder, threads=3)
+    check(runner, export)
+    check(runner, export, rows(export.x, slice(0, 1)), slice(0, 1))
+    check(runner, export, rows(export.x, slice(0, 2)), slice(0, 2))
+
+
+def test_one_runner_serves_several_threads():
+    export = exported("residual")
+    runner = StageRunner(export.folder, threads=2)
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(check, runner, export) for _ in range(12)]:
+            done.result()
+
+
+def test_no_sample_gives_empty_answers():
+    export = exported("residual")
+    for runner in (StageRunner(export.folder), StageRunner(export.folder, threads=2)):
+        answer = runner.predict(export.x[:0])
+        assert answer.probabilities.shape == (0, 4) and len(answer.exits) == 0
+        assert runner.every_exit(export.x[:0])[2].shape == (3, 0, 4)
+
+
+def test_thresholds_are_overridden_for_a_call_or_for_good():
+    export = exported("residual")
+    runner = StageRunner(export.folder)
+    assert (runner.predict(export.x, thresholds=[None, None]).exits == 2).all()
+    assert (runner.predict(export.x, thresholds=[100.0, None]).exits == 0).all()
+    check(runner, export)
+    runner.thresholds = [None, 100.0]
+    assert (runner.predict(export.x).exits == 1).all()
+    runner = StageRunner(export.folder, thresholds=[None, None])
+    assert (runner.predict(export.x).exits == 2).all()
+
+
+@pytest.mark.parametrize("layout", ["stages", "cascade"])
+def test_every_exit_says_what_keras_does(layout):
+    export = exported("residual", layout=layout)
+    scores, labels, probabilities = StageRunner(export.folder).every_exit(export.x)
+    outputs = export.model.predict(export.x, verbose=0)
+    for index, name in enumerate(export.model.exit_names):
+        p = outputs[name].astype(np.float64)
+        np.testing.assert_allclose(probabilities[index], p, atol=1e-5)
+        np.testing.assert_array_equal(labels[index], p.argmax(-1))
+        np.testing.assert_allclose(scores[index], -(p * np.log(p)).sum(-1), atol=1e-5)
+
+
+def test_masks_cross_between_files():
+    export = exported("attention")
+    check(StageRunner(export.folder), export)
+
+
+def test_several_inputs_are_given_by_name_or_in_order():
+    export = exported("two_inputs")
+    runner = StageRunner(export.folder)
+    check(runner, export)
+    check(runner, export, [export.x["image"], export.x["vector"]])
+
+
+def test_patience_is_counted():
+    export = exported("patience", layout="cascade")
+    check(StageRunner(export.folder), export)
+    export = exported("patience", batch_size=None)
+    runner = StageRunner(export.folder)
+    check(runner, export)
+    # The same files read with a batch of one at a time.
+    manifest = runner.manifest
+    manifest.data["batch_size"] = 1
+    driver = SampleDriver(manifest)
+    limits = np.array(export.model.thresholds, np.float32)
+    rows = {manifest.inputs[0].name: export.x}
+    _, _, exits, _ = driver.predict(rows, 60, limits)
+    np.testing.assert_array_equal(exits, export.answer.exits)
+
+
+@pytest.mark.parametrize("size", [4, None])
+def test_files_with_a_batch_take_survivors_together(size):
+    export = exported("patience" if size is None else "residual", batch_size=size)
+    runner = StageRunner(export.folder)
+    assert isinstance(runner._drivers.get(), BatchDriver)
+    runner = StageRunner(export.folder, threads=2)
+    check(runner, export)
+    check(runner, export, export.x[:5], slice(0, 5))
+    assert len(runner.predict(export.x[:0])) == 0
+
+
+def test_a_broken_sample_goes_to_the_last_exit():
+    export = exported("residual")
+    x = export.x.copy()
+    x[3] = np.nan
+    expected = export.model.predict_early(x, verbose=0)
+    answer = StageRunner(export.folder).predict(x)
+    np.testing.assert_array_equal(answer.exits, expected.exits)
+    assert answer.exits[3] == 2
+    assert np.isnan(answer.probabilities[3]).all() and np.isnan(answer.scores[3])
+
+
+def test_the_cascade_file_is_one_program():
+    export = exported("residual", layout="cascade")
+    runner = StageRunner(export.folder)
+    assert isinstance(runner._drivers.get(), CascadeDriver)
+    check(StageRunner(export.folder), export)
+
+
+def test_a_runner_loads_neither_tensorflow_nor_keras():
+    folder = exported("residual").folder
+    loaded = fresh_python(
+        "import sys, numpy as np\n"
+        "from keras_branchy import StageRunner\n"
+        f"runner = StageRunner({str(folder)!r})\n"
+        "assert len(runner.predict(np.zeros((3, 8, 8, 2), np.float32))) == 3\n"
+        "heavy = {'tensorflow', 'keras', 'jax', 'torch', 'onnxruntime'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    assert loaded.splitlines()[-1] == "[]"
+
+
+def test_without_litert_it_says_what_to_install():
+    folder = exported("residual").folder
+    said = fresh_python(
+        "import sys\n"
+        "sys.modules['ai_edge_litert.interpreter'] = None\n"
+        "from keras_branchy import StageRunner\n"
+        "try:\n"
+        f"    StageRunner({str(folder)!r})\n"
+        "except ImportError as error:\n"
+        "    print(error)"
+    )
+    assert re.search(r"needs the package ai-edge-litert.*keras-branchy\[runtime\]", said)
+
+
+BAD = [
+    (lambda x: x[0], r"\[samples, 8, 8, 2\]. Received: shape \(8, 8, 2\). Add a first"),
+    (lambda x: x[:, :4], r"Received: shape \(60, 4, 8, 2\)"),
+    (lambda x: x.astype(complex), "must hold float32. Received: complex128. Convert it"),
+    (lambda x: {"images": x}, r"reads the inputs .* a dict of \['images'\]. Add"),
+]
+
+
+@pytest.mark.parametrize("spoil, said", BAD)
+def test_what_does_not_fit_is_refused(spoil, said):
+    export = exported("residual")
+    with pytest.raises(ValueError, match=said):
+        StageRunner(export.folder).predict(spoil(export.x))
+
+
+def test_several_inputs_must_fit_together():
+    export = exported("two_inputs")
+    runner = StageRunner(export.folder)
+    with pytest.raises(ValueError, match="Received: 1 arrays. Pass a dict by name"):
+        runner.predict([export.x["image"]])
+    with pytest.raises(ValueError, match="Received: ndarray. Pass a dict by name"):
+        runner.predict(export.x["image"])
+    with pytest.raises(ValueError, match="same number of samples.*'vector': 3.*one row"):
+        runner.predict({"image": export.x["image"], "vector": export.x["vector"][:3]})
+
+
+def test_wrong_options_are_refused():
+    folder = exported("residual").folder
+    with pytest.raises(ValueError, match="`threads` must be.*Received: 0. Pass"):
+        StageRunner(folder, threads=0)
+    with pytest.raises(ValueError, match="Received: 1 entries. Expected 2"):
+        StageRunner(folder, thresholds=[0.5])
+    with pytest.raises(ValueError, match="Received: 3 entries. Expected 2"):
+        StageRunner(folder).predict(exported("residual").x, thresholds=[1, 2, 3])
+
+
+def test_without_thresholds_it_asks_for_them():
+    runner = StageRunner(exported("residual").folder)
+    runner.thresholds = None
+    assert runner.thresholds is None
+    said = "no thresholds.*Received: thresholds=None. Calibrate.*thresholds= with 2 floats"
+    with pytest.raises(ValueError, match=said):
+        runner.predict(exported("residual").x)
