@@ -45,7 +45,9 @@ def batches_of(
         ValueError: If `data` gives no batch, an array and its labels differ in length,
             or `y` or `batch_size` come with data that is batched already.
     """
-    if _is_arrays(data, model):
+    batches: Iterator
+    total: int | None
+    if _is_arrays(data):
         batches, total = _slices(data, y, batch_size or 32)
     else:
         _check_alone(y, batch_size, data)
@@ -70,7 +72,7 @@ def batches_of(
         progress.update(done, finalize=True)
 
 
-def _is_arrays(data: Any, model: BranchyModel) -> bool:
+def _is_arrays(data: Any) -> bool:
     if isinstance(data, (np.ndarray, list, tuple, dict)):
         return True
     return hasattr(data, "shape") and hasattr(data, "dtype")

@@ -53,7 +53,7 @@ def exit_gate(
     from keras_branchy import native, reference
 
     rule = check_criterion(criterion)
-    logits = tf.convert_to_tensor(logits)
+    logits = tf.stop_gradient(tf.convert_to_tensor(logits))
     threshold = tf.cast(rule.never if threshold is None else threshold, tf.float32)
     _check(logits, threshold)
     if native.load() is None or native.in_xla_context():

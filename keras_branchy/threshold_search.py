@@ -34,10 +34,8 @@ PRICES = np.geomspace(1e-3, 1e2, 31)
 MAX_SWEEPS = 20
 # Combinations of cuts that are looked at together: 1 MB for each array of outcomes.
 CELLS = 2**17
-# Exits that are optimised together; three of seven are 35 blocks for a cost 0.02 % lower.
-TOGETHER = 3
-TOGETHER_OF_MANY = 2
-MANY = 5
+# Exits that are optimised together, of few and of many: three of seven are 35 blocks.
+TOGETHER, TOGETHER_OF_MANY, MANY = 3, 2, 5
 
 
 @dataclass(frozen=True)
@@ -67,8 +65,7 @@ class ThresholdSearch:
         self.correct = np.asarray(correct, bool)
         self.samples = self.correct.shape[1]
         self.exits = len(criteria)
-        costs = np.asarray(costs, np.float64)
-        self.costs = costs / costs[-1]
+        self.costs = np.asarray(costs, np.float64) / costs[-1]
         self.orders = [
             _order(np.asarray(score, np.float64), CRITERIA[name].exits_below)
             for score, name in zip(scores, criteria, strict=True)

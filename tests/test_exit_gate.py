@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""exit_gate as a user calls it, with either implementation behind it."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_branchy import exit_gate
+from keras_branchy.criteria import CRITERIA, gate_scores
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_answers_in_numpy_terms(implementation, criterion, rng):
+    logits = rng.normal(0, 4, (64, 10)).astype(np.float32)
+    want_score, want_label = gate_scores(logits, criterion)
+    threshold = float(np.median(want_score))
+    leaves, label, score = exit_gate(logits, threshold, criterion)
+    np.testing.assert_array_equal(label, want_label)
+    # float32 sums of ten terms
+    np.testing.assert_allclose(score, want_score, rtol=3e-6, atol=1e-7)
+    want = CRITERIA[criterion].exits(score.numpy(), np.float32(threshold))
+    np.testing.assert_array_equal(leaves, want)
+    assert leaves.dtype == tf.bool and label.dtype == tf.int64 and score.dtype == tf.float32
+
+
+def test_none_lets_nobody_leave(implementation):
+    for criterion in CRITERIA:
+        leaves, _, _ = exit_gate([[1e4, 0.0], [0.0, 0.0]], None, criterion)
+        assert not leaves.numpy().any()
+
+
+@pytest.mark.parametrize("wrong", [[1.0, 2.0], [[[1.0]]], 3.0])
+def test_logits_need_a_row_per_sample(implementation, wrong):
+    with pytest.raises(
+        ValueError, match=r"\[batch, classes\]. Received: shape=\[.*\]. Flatten or pool"
+    ):
+        exit_gate(wrong, 0.5)
+
+
+def test_logits_need_a_class(implementation):
+    with pytest.raises(ValueError, match=r"at least one class. Received: shape=\[4,0\]"):
+        exit_gate(np.zeros((4, 0), np.float32), 0.5)
+
+
+def test_logits_need_to_be_floating(implementation):
+    with pytest.raises(TypeError, match=r"Received: dtype=int32. Cast them first"):
+        exit_gate([[1, 2]], 0.5)
+
+
+def test_one_threshold(implementation):
+    with pytest.raises(ValueError, match=r"must be a scalar. Received: shape=\[2\]"):
+        exit_gate([[1.0, 2.0]], [0.5, 0.5])
+
+
+def test_known_criterion(implementation):
+    with pytest.raises(ValueError, match=r"Unknown criterion 'x'. Expected one of"):
+        exit_gate([[1.0, 2.0]], 0.5, "x")
+
+
+def test_under_xla_the_reference_runs(implementation):
+    gate = tf.function(lambda x: exit_gate(x, 0.5), jit_compile=True)
+    leaves, label, score = gate(tf.constant([[9.0, 0.0], [0.1, 0.0]]))
+    assert leaves.numpy().tolist() == [True, False] and label.numpy().tolist() == [0, 0]
+    np.testing.assert_allclose(score, gate_scores([[9.0, 0.0], [0.1, 0.0]])[0], rtol=1e-5)
+
+
+def test_there_is_no_gradient(implementation):
+    logits = tf.constant([[1.0, 2.0]])
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        _, _, score = exit_gate(2 * logits, 0.5)
+    assert tape.gradient(score, logits) is None
