@@ -147,10 +147,14 @@ def test_macs_of_multi_head_attention():
     model = attention(layer, (5, 8), (7, 6))
     projections = 5 * 8 * 6 + 7 * 6 * 6 + 7 * 6 * 8 + 5 * 8 * 8
     assert cost.count_macs(model) == projections + 5 * 7 * 2 * (3 + 4)
-    given_by_name = [keras.Input((7, 6)), keras.Input((5, 8))]
+
+
+def test_arguments_given_by_name_are_told_apart():
+    query, value, key = (keras.Input(shape) for shape in ((5, 8), (7, 6), (7, 9)))
     layer = layers.MultiHeadAttention(2, key_dim=3, value_dim=4)
-    swapped = layer(value=given_by_name[0], query=given_by_name[1])
-    assert cost.count_macs(keras.Model(given_by_name, swapped)) == cost.count_macs(model)
+    model = keras.Model([query, value, key], layer(key=key, value=value, query=query))
+    projections = 5 * 8 * 6 + 7 * 9 * 6 + 7 * 6 * 8 + 5 * 8 * 8
+    assert cost.count_macs(model) == projections + 5 * 7 * 2 * (3 + 4)
 
 
 def test_macs_of_attention_along_one_axis():
@@ -276,6 +280,11 @@ def test_a_subclass_with_the_call_of_its_base_is_known(own_registry):
     assert cost.count_macs(model_of(Renamed(3), shape=(5,))) == 1
 
 
+def test_a_counter_of_ones_own_replaces_that_of_keras(own_registry):
+    cost.register(layers.Dense, lambda layer, ins, outs: 1)
+    assert cost.count_macs(model_of(layers.Dense(3), shape=(5,))) == 1
+
+
 def test_a_cell_that_is_not_known_is_named(own_registry):
     model = model_of(layers.RNN(Cell()), shape=(4, 3))
     with pytest.raises(ValueError, match=r"nothing is known of its type.*Cell"):
@@ -393,7 +402,9 @@ def application(name):
 )
 def test_tensorflow_counts_the_same(build):
     model = build()
-    assert cost.count_macs(model) == pytest.approx(macs_by_tensorflow(model), rel=0.05)
+    # ConvNeXt's convolutions in groups, 2.4 % of it, are missing in TensorFlow's count.
+    slack = 0.03 if "convnext" in model.name else 0
+    assert cost.count_macs(model) == pytest.approx(macs_by_tensorflow(model), rel=slack)
 
 
 # ---- Stages --------------------------------------------------------------------------
@@ -505,11 +516,29 @@ def test_shares_that_are_no_distribution_are_refused(shares):
 
 
 # ---- Where exits could go ------------------------------------------------------------
-def test_every_place_is_a_tap_and_costs_what_the_cut_model_costs():
-    places = cost.suggest_exits(residual_backbone(), places=None)
-    assert {"stem", "inside", "join", "after"} <= {place.tap for place in places}
+def attending_backbone():
+    """Attention takes the mask off the tensor: no edge of the graph shows that."""
+    tokens = keras.Input((6,), dtype="int32", name="tokens")
+    x = layers.Embedding(20, 4, mask_zero=True, name="embedding")(tokens)
+    x = layers.Dense(4, name="first")(x)
+    x = layers.MultiHeadAttention(2, 2, name="attention")(x, x)
+    x = layers.Dense(4, name="second")(x)
+    x = layers.GlobalAveragePooling1D(name="pool")(x)
+    return keras.Model(tokens, layers.Dense(5, activation="softmax")(x))
+
+
+@pytest.mark.parametrize(
+    "build, taps",
+    [
+        (residual_backbone, {"stem", "inside", "join", "after"}),
+        (attending_backbone, {"first", "attention", "second"}),
+    ],
+)
+def test_every_place_is_a_tap_and_costs_what_the_cut_model_costs(build, taps):
+    places = cost.suggest_exits(build(), places=None)
+    assert taps <= {place.tap for place in places}
     for place in places:
-        model = BranchyModel(residual_backbone(), {place.tap: ExitBranch(5)})
+        model = BranchyModel(build(), {place.tap: ExitBranch(5)})
         first, last = cost.stage_costs(model)
         assert place.macs == first.trunk_macs
         assert place.share == first.trunk_macs / last.trunk_macs_to_leave
@@ -520,11 +549,12 @@ def test_every_place_is_a_tap_and_costs_what_the_cut_model_costs():
         )
 
 
-def test_places_are_spread_over_the_cost_and_between_blocks():
-    backbone = keras.applications.ResNet50(weights=None)
-    places = cost.suggest_exits(backbone, places=6)
-    marks = [int(place.share * 6) for place in places]
-    assert marks == sorted(set(marks)) and 4 <= len(marks) <= 6
+@pytest.mark.parametrize("name", ["ResNet50", "DenseNet121"])
+def test_places_are_spread_over_the_cost_and_between_blocks(name):
+    backbone = application(name)
+    places = cost.suggest_exits(backbone, places=10)
+    marks = [int(place.share * 10) for place in places]
+    assert marks == sorted(set(marks)) and 7 <= len(marks) <= 10
     assert all(place.live_tensors == 1 and place.share <= 0.95 for place in places)
     branches = {place.tap: ExitBranch(1000) for place in places}
     assert len(BranchyModel(backbone, branches).exit_names) == len(places) + 1
@@ -539,9 +569,7 @@ def test_places_inside_a_nested_model_and_of_shared_calls_have_addresses():
         shape=(8, 8, 3),
     )
     taps = [place.tap for place in cost.suggest_exits(outer, places=None)]
-    assert taps == ["conv:0", "conv:1", "inner/deep", "flatten"] or taps[:3] == [
-        *("conv:0", "conv:1", "inner/deep")
-    ]
+    assert taps[:3] == ["conv:0", "conv:1", "inner/deep"]
     BranchyModel(outer, {tap: ExitBranch(4) for tap in taps[:3]})
 
 
