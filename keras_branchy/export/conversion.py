@@ -70,7 +70,17 @@ def _convert(
             tf.lite.OpsSet.TFLITE_BUILTINS_INT8,
             builtins,
         ]
-    return converter.convert()
+    try:
+        return converter.convert()
+    except Exception as error:
+        if type(error).__name__ != "ConverterError":
+            raise
+        lines = [line for line in str(error).splitlines() if "error:" in line]
+        raise ValueError(
+            "LiteRT has no operation of its own for a part of the model. Received: "
+            f"{(lines or [str(error)])[0].strip()[:300]}. Replace the layer that makes it; "
+            "recurrent layers need a fixed batch: leave batch_size at 1."
+        ) from error
 
 
 def _samples(folder: Path, signatures: list[str]) -> Callable[[], Iterator[Any]]:
@@ -155,20 +165,23 @@ def convert_to_onnx(
     for path, name in files.items():
         signature = loaded.signatures[name]
         specs = list(signature.structured_input_signature[1].values())
-        names = [spec.name for spec in specs]
-
-        def call(*tensors: Any, _run: Any = signature, _names: Any = names) -> Any:
-            return _run(**dict(zip(_names, tensors, strict=True)))
-
-        proto, _ = tf2onnx.convert.from_function(
-            tf.function(call), input_signature=specs, opset=opset
-        )
+        call = tf.function(_by_position(signature, [spec.name for spec in specs]))
+        proto, _ = tf2onnx.convert.from_function(call, input_signature=specs, opset=opset)
         content = proto.SerializeToString()
         Path(path).write_bytes(content)
         operations = sorted({node.op_type for node in proto.graph.node})
         found[path] = {"operations": operations, "signatures": {name: _onnx(proto)}}
         say(f"{Path(path).name}, {len(content):,} bytes")
     return found
+
+
+def _by_position(signature: Any, names: list[str]) -> Callable[..., Any]:
+    """A signature as a function of its tensors in order, as tf2onnx calls it."""
+
+    def call(*tensors: Any) -> Any:
+        return signature(**dict(zip(names, tensors, strict=True)))
+
+    return call
 
 
 def _onnx(proto: Any) -> dict[str, list[dict[str, Any]]]:
