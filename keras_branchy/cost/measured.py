@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
+from keras_branchy.cost.calls import bytes_of, input_specs
+
 if TYPE_CHECKING:
     from keras_branchy.branchy_model import BranchyModel
     from keras_branchy.stages import Stage
@@ -111,8 +113,6 @@ def _random_inputs(
     model: BranchyModel, batch_size: int, input_shape: Any
 ) -> dict[str, Any]:
     import tensorflow as tf
-
-    from keras_branchy.cost.calls import bytes_of, input_specs
 
     specs = input_specs(model, input_shape)
     rng = np.random.default_rng(0)
