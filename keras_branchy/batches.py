@@ -138,6 +138,12 @@ def _as_inputs(x: Any, model: BranchyModel) -> Any:
     """`x` in the structure and dtypes of the model's inputs."""
     structure = model._inputs_struct
     if isinstance(structure, dict) and isinstance(x, dict):
+        missing = [name for name in structure if name not in x]
+        if missing:
+            raise ValueError(
+                f"The model has the inputs {list(structure)}. Received: a batch with "
+                f"{list(x)}, without {missing}. Pass an array for every input."
+            )
         x = {name: x[name] for name in structure}
     flat = keras.tree.flatten(x)
     if len(flat) != len(model.inputs):

@@ -99,7 +99,8 @@ def inline(model: keras.Model) -> Graph:
     also another layer's is renamed to `outer_layer`, since names are unique in a graph.
     """
     nodes = nodes_for(model.outputs, {id(tensor) for tensor in model.inputs})
-    inputs = getattr(model, "_inputs_struct", model.inputs)
+    # A Sequential model has no structure of inputs, but one input.
+    inputs = getattr(model, "_inputs_struct", model.inputs[0])
     graph = Graph(inputs, model.outputs[0])
     names = {node.operation.name: node.operation for node in nodes}
     tensors = {id(tensor): tensor for tensor in model.inputs}

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""compile, fit and evaluate where one label feeds every exit; NumPy says what is right."""
+
+import keras
+import numpy as np
+import pytest
+from cases import exits, gates, images, residual, sequential
+
+from keras_branchy import BranchyModel
+from keras_branchy.per_exit import by_exit, metrics_by_exit
+
+NAMES = ["exit_1", "exit_2", "exit_3"]
+CROSSENTROPY = "sparse_categorical_crossentropy"
+
+
+@pytest.fixture
+def model():
+    return BranchyModel(residual(), exits("stem", "join"))
+
+
+@pytest.fixture
+def data(rng):
+    return images(48, rng), rng.integers(0, 4, 48)
+
+
+def losses(model, x, y, weights=None):
+    """Crossentropy of each exit in NumPy, weighted as Keras does: over the batch size."""
+    weights = np.ones(len(y)) if weights is None else weights
+    return [
+        float((-np.log(p[np.arange(len(y)), y]) * weights).mean())
+        for p in model.predict(x, verbose=0).values()
+    ]
+
+
+def evaluated(model, x, y, **options):
+    return model.evaluate(x, y, batch_size=48, return_dict=True, verbose=0, **options)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        CROSSENTROPY,
+        keras.losses.SparseCategoricalCrossentropy(),
+        [CROSSENTROPY] * 3,
+        dict.fromkeys(NAMES, CROSSENTROPY),
+    ],
+    ids=["string", "object", "list", "dict"],
+)
+@pytest.mark.parametrize(
+    "weights, factors",
+    [
+        (None, [1, 1, 1]),
+        ([1.0, 0.5, 0.25], [1, 0.5, 0.25]),
+        ({"exit_1": 1.0, "exit_2": 0.5, "exit_3": 0.25}, [1, 0.5, 0.25]),
+    ],
+    ids=["unweighted", "list", "dict"],
+)
+def test_the_loss_is_the_weighted_sum(model, data, loss, weights, factors):
+    model.compile("sgd", loss, loss_weights=weights)
+    got, want = evaluated(model, *data), losses(model, *data)
+    # float32 means over 48 samples
+    for name, value in zip(NAMES, want, strict=True):
+        assert got[f"{name}_loss"] == pytest.approx(value, rel=1e-5)
+    assert got["loss"] == pytest.approx(np.dot(factors, want), rel=1e-5)
+
+
+def test_sample_weights_count_at_every_exit(model, data, rng):
+    weights = rng.random(48)
+    model.compile("sgd", CROSSENTROPY)
+    got = evaluated(model, *data, sample_weight=weights)
+    assert got["loss"] == pytest.approx(sum(losses(model, *data, weights)), rel=1e-5)
+
+
+def test_class_weights_count_at_every_exit(model, data):
+    x, y = data
+    class_weight = {0: 0.0, 1: 2.0, 2: 0.5, 3: 1.0}
+    model.compile(keras.optimizers.SGD(0.0), CROSSENTROPY)
+    history = model.fit(x, y, batch_size=48, class_weight=class_weight, verbose=0).history
+    want = losses(model, x, y, np.vectorize(class_weight.get)(y))
+    assert history["loss"][0] == pytest.approx(sum(want), rel=1e-5)
+
+
+def test_labels_may_differ_by_exit(model, data):
+    x, y = data
+    other = {"exit_1": y, "exit_2": (y + 1) % 4, "exit_3": y}
+    model.compile("sgd", CROSSENTROPY)
+    got = evaluated(model, x, other)
+    want = [losses(model, x, other[name])[k] for k, name in enumerate(NAMES)]
+    assert got["loss"] == pytest.approx(sum(want), rel=1e-5)
+
+
+def test_an_exit_without_a_loss_does_not_count(model, data):
+    model.compile("sgd", {"exit_1": CROSSENTROPY, "exit_3": CROSSENTROPY})
+    want = losses(model, *data)
+    assert evaluated(model, *data)["loss"] == pytest.approx(want[0] + want[2], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [["accuracy"], "accuracy", [["accuracy"]] * 3, dict.fromkeys(NAMES, ["accuracy"])],
+    ids=["list", "string", "lists", "dict"],
+)
+def test_metrics_given_once_hold_for_every_exit(model, data, metrics):
+    x, y = data
+    model.compile("sgd", CROSSENTROPY, metrics=metrics)
+    got = evaluated(model, x, y)
+    for name, p in model.predict(x, verbose=0).items():
+        assert got[f"{name}_accuracy"] == pytest.approx((p.argmax(-1) == y).mean())
+
+
+def test_each_exit_has_its_own_copy_of_a_metric(model, data):
+    x, y = data
+    metric = keras.metrics.SparseTopKCategoricalAccuracy(2, name="top2")
+    model.compile("sgd", CROSSENTROPY, metrics=[metric], weighted_metrics=[metric])
+    got = evaluated(model, x, y)
+    for name, p in model.predict(x, verbose=0).items():
+        want = (np.argsort(p)[:, -2:] == y[:, None]).any(-1).mean()
+        assert got[f"{name}_top2"] == pytest.approx(want)
+
+
+def test_distillation_adds_softened_crossentropy_with_the_last_exit(model, data):
+    x, y = data
+    model.compile("sgd", CROSSENTROPY, distillation_weight=0.5, distillation_temperature=2)
+    logs = [np.log(p) / 2 for p in model.predict(x, verbose=0).values()]
+    soft = [np.exp(z) / np.exp(z).sum(-1, keepdims=True) for z in logs]
+    added = [-(soft[2] * np.log(p)).sum(-1).mean() * 4 * 0.5 for p in soft[:2]]
+    want = sum(losses(model, x, y)) + sum(added)
+    assert evaluated(model, x, y)["loss"] == pytest.approx(want, rel=1e-5)
+
+
+def test_distillation_does_not_pull_the_last_exit(data):
+    x, y = data
+    model = BranchyModel(sequential(), exits("conv", stop_gradient=True))
+    model.compile(
+        keras.optimizers.SGD(0.1), {"exit_1": CROSSENTROPY}, distillation_weight=1.0
+    )
+    last = model.get_layer(model.layers[-1].name)
+    dense = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)][-1]
+    before = [w.copy() for w in dense.get_weights()]
+    with pytest.warns(UserWarning, match="Gradients do not exist"):
+        model.fit(x, y, verbose=0)
+    for old, new in zip(before, dense.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert last is not None
+
+
+def test_a_compiled_model_compiles_again_from_its_config(model, data):
+    model.compile("adam", CROSSENTROPY, loss_weights=[3.0, 2.0, 1.0], metrics=["accuracy"],
+                  distillation_weight=0.25)  # fmt: skip
+    again = BranchyModel(residual(), exits("stem", "join"))
+    again.compile_from_config(model.get_compile_config())
+    again.set_weights(model.get_weights())
+    assert evaluated(again, *data) == pytest.approx(evaluated(model, *data))
+    assert len(again.optimizer.variables) == 2 + 2 * len(model.trainable_variables)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"loss_weights": [1.0, 2.0]}, r"`loss_weights` as a list.*2 entries. Expected 3"),
+        (
+            {"loss_weights": 0.5},
+            r"must be a list in exit order.*Expected for example \[1.0",
+        ),
+        ({"loss_weights": {"exit_4": 1.0}}, r"keyed by exit name. Received: \['exit_4'\]"),
+        ({"loss": [CROSSENTROPY]}, r"`loss` as a list has one entry per exit"),
+        ({"metrics": [["accuracy"], ["accuracy"]]}, r"`metrics` as a list.*2 entries"),
+        ({"metrics": {"exit_0": "accuracy"}}, r"`metrics` as a dict is keyed by exit"),
+        (
+            {"distillation_weight": -1},
+            r"`distillation_weight` must be a float of at least 0",
+        ),
+        (
+            {"distillation_temperature": 0},
+            r"`distillation_temperature` must be a float above",
+        ),
+    ],
+)
+def test_arguments_that_do_not_fit(model, options, message):
+    with pytest.raises(ValueError, match=message):
+        model.compile("sgd", **{"loss": CROSSENTROPY, **options})
+
+
+def test_a_loss_by_name_needs_a_distribution():
+    model = BranchyModel(residual(), gates("stem", "join"))
+    with pytest.raises(
+        ValueError, match=r"'exit_1' is no distribution.*Pass a loss object"
+    ):
+        model.compile("sgd", CROSSENTROPY)
+    hinge = keras.losses.CategoricalHinge()
+    model.compile("sgd", [hinge, hinge, "categorical_crossentropy"])
+
+
+def test_lists_follow_the_order_of_the_exits():
+    names = [f"exit_{index:02d}" for index in range(1, 13)]
+    assert by_exit("loss_weights", range_list := list(range(12)), names) == dict(
+        zip(names, range_list, strict=True)
+    )
+    assert metrics_by_exit("metrics", None, names) is None

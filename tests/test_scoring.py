@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every exit on every sample, and calibrate as a user calls it."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from cases import exits, images, residual, sequential
+
+from keras_branchy import BranchyModel
+from keras_branchy.scoring import all_logits
+
+
+@pytest.fixture
+def model(rng):
+    model = BranchyModel(residual(), exits("stem", "join"))
+    for weight in model.trainable_weights:
+        weight.assign(rng.normal(0, 0.4, weight.shape))
+    return model
+
+
+def softmax(logits):
+    exponent = np.exp(logits - logits.max(-1, keepdims=True))
+    return exponent / exponent.sum(-1, keepdims=True)
+
+
+def test_logits_of_every_exit_in_the_order_of_the_data(model, rng):
+    x, y = images(70, rng), rng.integers(0, 4, 70)
+    logits, labels = all_logits(model, x, y, batch_size=32, verbose=0)
+    np.testing.assert_array_equal(labels, y)
+    for values, output in zip(logits, model.predict(x, verbose=0).values(), strict=True):
+        assert values.dtype == np.float32
+        np.testing.assert_allclose(softmax(values), output, rtol=1e-5, atol=1e-6)
+    assert all_logits(model, x, verbose=0)[1] is None
+
+
+def test_calibrate_sets_what_it_reports(model, rng):
+    x = images(400, rng)
+    outputs = list(model.predict(x, verbose=0).values())
+    y = outputs[-1].argmax(-1)
+    flipped = rng.random(400) < 0.1
+    y[flipped] = rng.integers(0, 4, flipped.sum())
+    report = model.calibrate(x, y, max_accuracy_drop=0.05, verbose=0)
+    assert model.thresholds == report.thresholds
+    answer = model.predict_early(x, verbose=0)
+    # midpoints between scores: no sample may move
+    shares = np.bincount(answer.exits, minlength=3) / 400
+    np.testing.assert_array_equal(shares, report.shares)
+    assert (answer.labels == y).mean() == pytest.approx(report.accuracy)
+    assert report.accuracy >= report.last_accuracy - 0.05
+    assert report.exit_costs[-1] == 1.0 and report.exit_costs[0] < report.exit_costs[1]
+
+
+def test_labels_may_be_classes_columns_or_one_hot(model, rng):
+    x, y = images(40, rng), rng.integers(0, 4, 40)
+    chosen = [
+        model.calibrate(x, labels, exit_shares=[0.3, 0.3], verbose=0).to_json()
+        for labels in (y, y[:, None], np.eye(4)[y], y.astype(np.float32))
+    ]
+    assert all(report == chosen[0] for report in chosen)
+    dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(7)
+    assert (
+        model.calibrate(dataset, exit_shares=[0.3, 0.3], verbose=0).shares
+        == (chosen[0]["point"]["shares"])
+    )
+
+
+def test_a_shuffled_data_set_keeps_samples_and_labels_together(model, rng):
+    x = images(200, rng)
+    y = model.predict(x, verbose=0)["exit_3"].argmax(-1)
+    dataset = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(200, seed=1).batch(16)
+    report = model.calibrate(dataset, max_accuracy_drop=0.0, verbose=0)
+    assert report.last_accuracy == 1.0
+
+
+@pytest.mark.parametrize(
+    "labels", [np.full((8, 3), 0.5), np.full(8, 0.5), np.zeros((8, 2, 1))]
+)
+def test_labels_that_are_no_classes(model, rng, labels):
+    with pytest.raises(ValueError, match=r"class indices \[B\] or one-hot rows \[B, 4\]"):
+        model.calibrate(images(8, rng), labels, max_accuracy_drop=0.1, verbose=0)
+
+
+def test_without_labels(model, rng):
+    with pytest.raises(
+        ValueError, match=r"compares answers with labels. Received: ndarray"
+    ):
+        model.calibrate(images(8, rng), max_accuracy_drop=0.1, verbose=0)
+    assert model.thresholds is None
+
+
+def test_without_samples(model):
+    with pytest.raises(ValueError, match=r"Received: 0 samples"):
+        model.calibrate(
+            np.zeros((0, 8, 8, 2)), np.zeros(0), max_accuracy_drop=0.1, verbose=0
+        )
+
+
+def test_a_layer_of_unknown_cost_is_named():
+    class Odd(keras.layers.Layer):
+        def call(self, inputs):
+            return inputs * 2.0
+
+    inputs = keras.Input((8, 8, 2))
+    x = keras.layers.Conv2D(3, 3, name="conv")(inputs)
+    x = keras.layers.Flatten()(Odd()(x))
+    backbone = keras.Model(inputs, keras.layers.Dense(4, activation="softmax")(x))
+    model = BranchyModel(backbone, exits("conv"))
+    x, y = images(20, np.random.default_rng(0)), np.zeros(20, int)
+    with pytest.warns(UserWarning, match=r"counts stages, not multiplications:.*Odd"):
+        report = model.calibrate(x, y, exit_shares=[0.5], verbose=0)
+    assert report.exit_costs == [0.5, 1.0]
+
+
+def test_progress_is_shown(rng, capsys):
+    model = BranchyModel(sequential(), exits("conv"))
+    x, y = images(64, rng), rng.integers(0, 4, 64)
+    model.calibrate(x, y, exit_shares=[0.5], verbose=1)
+    assert "2/2" in capsys.readouterr().out
