@@ -40,13 +40,26 @@ inline void LoadTile(const Stored* logits, int64_t classes, int64_t rows,
                      Vector<Real>* columns) {
   constexpr int kCount = Lanes<Real>::kCount;
   for (int64_t first = 0; first < classes; first += kCount) {
-    Vector<Real>* block = columns + first;
+    Vector<Real> block[kCount];
+    const Stored* from = logits + first;
+    const int64_t left = classes - first;
+    if (rows >= kCount && left >= kCount) {
 #pragma GCC unroll 16
-    for (int row = 0; row < kCount; ++row) {
-      const int64_t source = row < rows ? row : rows - 1;
-      block[row] = Load(logits + source * classes + first, classes - first);
+      for (int row = 0; row < kCount; ++row) block[row] = Load(from + row * classes);
+    } else if (rows >= kCount) {
+#pragma GCC unroll 16
+      for (int row = 0; row < kCount; ++row) {
+        block[row] = LoadPart(from + row * classes, left);
+      }
+    } else {
+#pragma GCC unroll 16
+      for (int row = 0; row < kCount; ++row) {
+        block[row] = Load(from + (row < rows ? row : rows - 1) * classes, left);
+      }
     }
     Transpose(block);
+#pragma GCC unroll 16
+    for (int i = 0; i < kCount; ++i) columns[first + i] = block[i];
   }
 }
 
@@ -84,7 +97,9 @@ inline void SumTile(const Stored* logits, int64_t classes, int64_t rows,
   memcpy(sums->second, &second, sizeof(V));
   memcpy(sums->rest, &rest, sizeof(V));
   memcpy(sums->weighted, &weighted, sizeof(V));
-  for (int row = 0; row < Lanes<Real>::kCount; ++row) sums->label[row] = label[row];
+  typename Lanes<Real>::Integer labels[Lanes<Real>::kCount];
+  memcpy(labels, &label, sizeof(V));
+  for (int row = 0; row < Lanes<Real>::kCount; ++row) sums->label[row] = labels[row];
 }
 
 // ---- One row after the other --------------------------------------------------------
@@ -269,21 +284,30 @@ template <class Stored, Criterion kCriterion>
 void Run(const ExitGate& gate) {
   typedef typename RealOf<Stored>::Type Real;
   constexpr int kRows = RowSums<Real>::kRows;
+  // Scores come last, from four tiles at once: theirs is one long chain of dependent
+  // instructions, of which four fit into each other's gaps.
+  constexpr int kTiles = 4;
   const Stored* logits = static_cast<const Stored*>(gate.logits);
-  RowSums<Real> sums = {};
-  for (int64_t first = 0; first < gate.rows; first += kRows) {
+  RowSums<Real> sums[kTiles] = {};
+  for (int64_t first = 0; first < gate.rows; first += kTiles * kRows) {
     const int64_t left = gate.rows - first;
-    const int rows = left < kRows ? static_cast<int>(left) : kRows;
+    const int rows = left < kTiles * kRows ? static_cast<int>(left) : kTiles * kRows;
     const Stored* from = logits + first * gate.classes;
     if (gate.classes <= kTileClasses) {
-      SumTile<Stored, kCriterion, Real>(from, gate.classes, rows, &sums);
+      for (int row = 0; row < rows; row += kRows) {
+        SumTile<Stored, kCriterion, Real>(from + row * gate.classes, gate.classes,
+                                          rows - row, &sums[row / kRows]);
+      }
     } else {
       for (int row = 0; row < rows; ++row) {
-        SumRow<Stored, kCriterion, Real>(from + row * gate.classes, gate.classes, row,
-                                         &sums);
+        SumRow<Stored, kCriterion, Real>(from + row * gate.classes, gate.classes,
+                                         row % kRows, &sums[row / kRows]);
       }
     }
-    Finish<kCriterion, Real>(sums, gate, first, rows);
+    for (int row = 0; row < rows; row += kRows) {
+      const int count = rows - row < kRows ? rows - row : kRows;
+      Finish<kCriterion, Real>(sums[row / kRows], gate, first + row, count);
+    }
   }
 }
 

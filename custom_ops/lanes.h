@@ -142,11 +142,12 @@ inline void SetLowest(double* to) { *to = -__builtin_inf(); }
 inline void SetLowest(Half* to) { to->bits = 0xfc00; }
 inline void SetLowest(Bfloat16* to) { to->bits = 0xff80; }
 
-// The first `count` of them, and -inf in the other lanes; reads nothing beyond.
+// The first `count` of them, fewer than a vector has lanes, and -inf in the other
+// lanes; reads nothing beyond.
 template <class Stored>
-inline Vector<typename RealOf<Stored>::Type> Load(const Stored* from, int64_t count) {
+inline Vector<typename RealOf<Stored>::Type> LoadPart(const Stored* from,
+                                                      int64_t count) {
   constexpr int kCount = Lanes<typename RealOf<Stored>::Type>::kCount;
-  if (count >= kCount) return Load(from);
 #if defined(__AVX512F__)
   const uint32_t wanted = (1u << count) - 1;
   if constexpr (__is_same(Stored, float)) {
@@ -177,6 +178,12 @@ inline Vector<typename RealOf<Stored>::Type> Load(const Stored* from, int64_t co
     }
   }
   return Load(lanes);
+}
+
+template <class Stored>
+inline Vector<typename RealOf<Stored>::Type> Load(const Stored* from, int64_t count) {
+  constexpr int kCount = Lanes<typename RealOf<Stored>::Type>::kCount;
+  return count >= kCount ? Load(from) : LoadPart(from, count);
 }
 
 // ---- Arithmetic ---------------------------------------------------------------------
