@@ -307,7 +307,7 @@ def test_files_that_may_not_grow_leave_nothing(tmp_path, limit):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kilobytes", [24, 64, 300])
+@pytest.mark.parametrize("kilobytes", [24, 64, 130])
 def test_a_full_disk_leaves_nothing(tmp_path, kilobytes):
     mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "none", str(tmp_path)]
     if subprocess.run(mount, capture_output=True).returncode:
