@@ -134,14 +134,12 @@ def test_distillation_does_not_pull_the_last_exit(data):
     model.compile(
         keras.optimizers.SGD(0.1), {"exit_1": CROSSENTROPY}, distillation_weight=1.0
     )
-    last = model.get_layer(model.layers[-1].name)
     dense = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)][-1]
     before = [w.copy() for w in dense.get_weights()]
     with pytest.warns(UserWarning, match="Gradients do not exist"):
         model.fit(x, y, verbose=0)
     for old, new in zip(before, dense.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
-    assert last is not None
 
 
 def test_a_compiled_model_compiles_again_from_its_config(model, data):
