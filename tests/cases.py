@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One table of small models, one for each kind of graph; every law holds for all of them."""
+"""One table of small models, one for each kind of graph; every law holds for all."""
 
 from dataclasses import dataclass
 from typing import Any
