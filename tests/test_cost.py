@@ -560,6 +560,18 @@ def test_places_are_spread_over_the_cost_and_between_blocks(name):
     assert len(BranchyModel(backbone, branches).exit_names) == len(places) + 1
 
 
+def test_one_tensor_is_better_to_carry_on_than_two_smaller_ones():
+    inputs = keras.Input((8, 8, 1))
+    narrow = [layers.Conv2D(1, 1, name=f"narrow_{x}")(inputs) for x in "ab"]
+    wide = [layers.Conv2D(8, 1)(x) for x in narrow]
+    x = layers.Flatten(name="joined")(layers.Add()(wide))
+    backbone = keras.Model(inputs, layers.Dense(10, activation="softmax")(x))
+    every = {place.tap: place for place in cost.suggest_exits(backbone, places=None)}
+    assert every["narrow_a"].bytes_carried == 2 * 64 * 4  # the image is read once more
+    assert every["joined"].bytes_carried == 512 * 4
+    assert [place.tap for place in cost.suggest_exits(backbone, places=1)] == ["joined"]
+
+
 def test_places_inside_a_nested_model_and_of_shared_calls_have_addresses():
     conv = layers.Conv2D(3, 3, padding="same", name="conv")
     inner = model_of(layers.Conv2D(3, 3, name="deep"), shape=(8, 8, 3))

@@ -202,6 +202,9 @@ def test_mnist_is_split_and_scaled(mnist_data):
     assert sizes == [50_000, 10_000, 10_000]
     assert data.test[0].shape == (10_000, 28, 28, 1)
     assert data.train[0].max() == 1 and data.train[0].dtype == np.float32
+    # How often each digit is in the test set, as its authors publish it.
+    counts = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert np.bincount(data.test[1]).tolist() == counts
     # The published mean of MNIST's training images.
     mean = (data.train[0].mean() * 5 + data.valid[0].mean()) / 6
     assert mean == pytest.approx(0.1307, abs=1e-4)

@@ -35,22 +35,36 @@ def test_accuracy_against_cost_draws_what_it_is_given(rng):
     assert "%" in ax.get_xlabel() and "%" in ax.get_ylabel() and not ax.texts
 
 
-@pytest.mark.parametrize("cost", [0.03, 0.25, 0.58, 0.95])
-def test_the_chosen_and_the_plain_point_are_labelled_apart(cost):
-    costs = np.linspace(0.02, 1.1, 50)
-    ax = plots.accuracy_against_cost(
-        costs, 0.98 + 0.01 * costs, chosen=(cost, 0.9842), plain=(1.0, 0.9911)
-    )
-    points = [tuple(line.get_xydata()[0]) for line in ax.lines[1:]]
-    assert points == [(100 * cost, 98.42), (100.0, 99.11)]
-    assert [text.get_text().split("\n")[0] for text in ax.texts] == [
-        "chosen: 98.42 %",
-        "plain backbone: 99.11 %",
+# Mean cost and accuracy over thresholds, as different networks and data give them.
+COSTS = np.linspace(0.02, 1.1, 200)
+CURVES = {
+    "rising": 0.98 + 0.01 * COSTS,
+    "a peak, then flat": 0.98 + 0.01 * np.minimum(np.minimum(5 * COSTS, 1.5 - COSTS), 0.9),
+    "flat with dents": 0.99 + 0.001 * (np.arange(200) // 9 % 2),
+    "falling": 0.99 - 0.01 * COSTS,
+}
+
+
+@pytest.mark.parametrize("curve", CURVES.values(), ids=CURVES)
+@pytest.mark.parametrize("chosen", [5, 30, 50, 80, 150])
+@pytest.mark.parametrize("lead", [-0.002, 0.002])
+def test_the_labels_of_the_points_cross_nothing(curve, chosen, lead):
+    picked = (float(COSTS[chosen]), float(curve[chosen]))
+    plain = (1.0, float(np.interp(1.0, COSTS, curve)) + lead)
+    ax = plots.accuracy_against_cost(COSTS, curve, chosen=picked, plain=plain)
+    points = [line.get_xydata()[0] for line in ax.lines[1:]]
+    np.testing.assert_allclose(points, 100 * np.array([picked, plain]))
+    assert [text.get_text() for text in ax.texts] == [
+        f"chosen: {100 * picked[1]:.2f} %\n{100 * picked[0]:.0f} % of the cost",
+        f"plain backbone: {100 * plain[1]:.2f} %\n100 % of the cost",
     ]
     first, second = boxes(ax).values()
-    assert not first.overlaps(second)
+    drawn = ax.transData.transform(100 * np.stack([COSTS, curve], 1))
     inside = ax.get_window_extent()
-    assert all(inside.contains(*x) for box in (first, second) for x in box.corners())
+    assert not first.overlaps(second)
+    for box in (first, second):
+        assert not any(box.contains(*place) for place in drawn)
+        assert all(inside.contains(*corner) for corner in box.corners())
 
 
 @pytest.mark.parametrize("exits", [2, 12])

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["accuracy_against_cost", "exit_shares"]
 
 
+LABEL_WIDTH = 40  # of the axis of costs, more than a label covers
+
+
 def accuracy_against_cost(
     costs: ArrayLike,
     accuracies: ArrayLike,
@@ -57,36 +60,41 @@ def accuracy_against_cost(
     ax = canvas(ax, (6.4, 4.0), "What early exits cost, and what they keep")
     order = np.argsort(x, kind="stable")
     ax.plot(x[order], y[order], color=EARLY, linewidth=2, zorder=2)
+    curve = x[order], y[order]
     if chosen is not None:
-        # The curve is above and to the left of the space under its knee.
-        _mark(ax, chosen, CHOSEN, "o", "chosen", below=chosen[0] < 0.6)
+        _mark(ax, curve, chosen, CHOSEN, "o", "chosen", above=False)
     if plain is not None:
-        _mark(ax, plain, INK, "D", "plain backbone", below=True)
+        _mark(ax, curve, plain, INK, "D", "plain backbone", above=True)
     ax.set_xlabel("mean cost of a sample, % of the plain backbone's MACs, heads counted")
     ax.set_ylabel("accuracy, %")
     ax.set_xlim(left=0)
     ax.grid(alpha=0.25, color=INK)
-    ax.margins(y=0.2)
+    ax.margins(y=0.3)
     return ax
 
 
 def _mark(
     ax: Axes,
+    curve: tuple[np.ndarray, np.ndarray],
     point: tuple[float, float],
     colour: str,
     marker: str,
     name: str,
-    below: bool,
+    above: bool,
 ) -> None:
+    """Marks a point, with its label above or below the curve, where nothing crosses it."""
     x, y = 100 * point[0], 100 * point[1]
     ax.plot([x], [y], marker, color=colour, markersize=9, zorder=3)
+    rightwards = x < 60
+    covered = np.linspace(x, x + (LABEL_WIDTH if rightwards else -LABEL_WIDTH), 50)
+    heights = [*np.interp(covered, *curve), y]
     ax.annotate(
         f"{name}: {y:.2f} %\n{x:.0f} % of the cost",
-        (x, y),
-        xytext=(4 if x < 60 else -4, -10 if below else 10),
+        (x, max(heights) if above else min(heights)),
+        xytext=(0, 9 if above else -9),
         textcoords="offset points",
-        va="top" if below else "bottom",
-        ha="left" if x < 60 else "right",
+        va="bottom" if above else "top",
+        ha="left" if rightwards else "right",
         color=colour,
         zorder=4,
     )
