@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds the native exit gate: g++ is required, nvcc is used where there is one.
 
-    python custom_ops/build.py [--directory DIR] [--force]
+    python custom_ops/build.py [--directory DIR] [--force] [--sanitize]
 
 `setup.py` runs this at installation and `keras_branchy.native` at the op's first use.
 It does not import TensorFlow, which takes seconds, and may be absent while pip builds.
@@ -49,6 +49,13 @@ KERNEL = [
 ]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"]
+# Abseil does not compile with the checks that are left out, and lays out its containers
+# differently than TensorFlow was built with where it sees ASan.
+SANITIZE = [
+    *["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g1", "-O1"],
+    "-fno-sanitize=null,vptr,returns-nonnull-attribute,nonnull-attribute",
+    "-U__SANITIZE_ADDRESS__",
+]
 GPUS = ["arch=compute_80,code=sm_80", "arch=compute_90,code=[sm_90,compute_90]"]
 
 
@@ -158,12 +165,16 @@ def stamp_of(path: Path) -> dict[str, Any]:
 
 
 # ---- Compiling ----------------------------------------------------------------------
-def build(directory: Path | None = None, *, force: bool = False) -> Path:
+def build(
+    directory: Path | None = None, *, force: bool = False, sanitize: bool = False
+) -> Path:
     """Builds the library unless it is there; about 20 s on two cores.
 
     Args:
         directory: Where to put it; the user's cache if `None`.
         force: Build again, even if it is there or failed before.
+        sanitize: Build the CPU part with ASan and UBSan, for a process that preloads
+            libasan. Give it a directory of its own.
 
     Returns:
         The library's path.
@@ -187,7 +198,7 @@ def build(directory: Path | None = None, *, force: bool = False) -> Path:
             elif failure.exists():
                 raise BuildError(f"{failure.read_text()} (recorded in {failure})")
             try:
-                _compile(path, home, version, compiler)
+                _compile(path, home, version, compiler, sanitize)
             except BuildError as error:
                 failure.write_text(str(error))
                 raise
@@ -205,30 +216,35 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
-def _compile(path: Path, home: Path, version: str, compiler: str) -> None:
-    cuda = find_cuda()
+def _compile(path: Path, home: Path, version: str, compiler: str, sanitize: bool) -> None:
+    cuda = None if sanitize else find_cuda()
+    extra = SANITIZE if sanitize else []
     problem = None if cuda else "nvcc was not found when the op was built"
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".build-") as scratch:
         made = Path(scratch)
         if cuda is not None:
             try:
-                _compile_parts(made, home, compiler, cuda)
+                _compile_parts(made, home, compiler, cuda, [])
             except _NvccError as error:
                 cuda, problem = None, str(error)
         if cuda is None:
-            _compile_parts(made, home, compiler, None)
+            _compile_parts(made, home, compiler, None, extra)
         library = made / "library.so"
-        _run(_link_command(made, home, compiler, cuda, library))
+        _run([*_link_command(made, home, compiler, cuda, library), *extra])
         _stamp(library, version, problem)
         os.replace(library, path)
 
 
 def _compile_parts(
-    made: Path, home: Path, compiler: str, cuda: tuple[str, Path] | None
+    made: Path,
+    home: Path,
+    compiler: str,
+    cuda: tuple[str, Path] | None,
+    extra: list[str],
 ) -> None:
     jobs = _commands(made, home, compiler, with_cuda=cuda is not None)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        parts = [pool.submit(_run, job) for job in jobs]
+        parts = [pool.submit(_run, [*job, *extra]) for job in jobs]
         if cuda is not None:
             pool.submit(_run, _nvcc_command(made, cuda[0]), _NvccError).result()
         for part in parts:
@@ -280,7 +296,7 @@ def _link_command(
         *map(str, sorted(made.glob("*.o"))),
         *runtime,
         *[f"-L{home}", "-l:libtensorflow_framework.so.2"],
-        *["-Wl,--exclude-libs,ALL", "-Wl,-Bsymbolic-functions", "-Wl,-z,defs", "-s"],
+        *["-Wl,--exclude-libs,ALL", "-Wl,-Bsymbolic-functions", "-Wl,-z,defs"],
     ]
 
 
@@ -306,9 +322,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--directory", type=Path, help="default: the user's cache")
     parser.add_argument("--force", action="store_true", help="build it again")
+    parser.add_argument("--sanitize", action="store_true", help="with ASan and UBSan")
     arguments = parser.parse_args()
     try:
-        path = build(arguments.directory, force=arguments.force)
+        path = build(
+            arguments.directory, force=arguments.force, sanitize=arguments.sanitize
+        )
     except BuildError as error:
         sys.exit(f"The native exit gate was not built. {error}")
     print(f"{path}: {stamp_of(path)}")
