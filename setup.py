@@ -30,6 +30,7 @@ TEST = [
     *LITERT,
     *ONNX,
     "jsonschema>=4.23",
+    "jax>=0.10",  # to train on another backend of Keras
     "pytest>=8.3",
     "pytest-timeout>=2.3",
     "hypothesis>=6.100",

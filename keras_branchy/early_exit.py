@@ -43,7 +43,17 @@ class EarlyExitResult:
 
 
 def build(model: BranchyModel) -> tf.types.experimental.GenericFunction:
-    """The traced function; see `BranchyModel.early_exit`."""
+    """The traced function; see `BranchyModel.early_exit`.
+
+    Raises:
+        RuntimeError: If Keras runs on another backend than TensorFlow.
+    """
+    if keras.backend.backend() != "tensorflow":
+        raise RuntimeError(
+            "Staged inference runs on Keras' TensorFlow backend. Received: "
+            f"KERAS_BACKEND={keras.backend.backend()}. Save the model, set "
+            "KERAS_BACKEND=tensorflow and load it there; thresholds are in the file."
+        )
     import tensorflow as tf
 
     staged = _Staged(model)

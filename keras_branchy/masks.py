@@ -18,7 +18,15 @@ __all__ = ["AttachMask", "mask_of", "masks_seen", "without_mask"]
 
 def mask_of(tensor: Any) -> Any:
     """The mask that Keras attached to `tensor`, or None."""
-    return getattr(tensor, "_keras_mask", None)
+    if hasattr(tensor, "_keras_mask"):
+        return tensor._keras_mask
+    if keras.backend.is_keras_tensor(tensor) or keras.backend.backend() == "tensorflow":
+        return None
+    # JAX arrays take no attributes: Keras keeps their masks in a table of its own, and
+    # tells a layer what it finds there.
+    probe = _MaskProbe()
+    probe(tensor)
+    return probe.found
 
 
 def without_mask(tensor: Any) -> Any:
@@ -76,3 +84,17 @@ class AttachMask(keras.layers.Layer):
 
     def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
         return self._current.__dict__.pop("mask", None)
+
+
+class _MaskProbe(keras.layers.Layer):
+    def __init__(self) -> None:
+        super().__init__(autocast=False)
+        self.supports_masking = True
+        self.built = True
+        self.found: Any = None
+
+    def call(self, inputs: Any) -> Any:
+        return keras.ops.copy(inputs)
+
+    def compute_mask(self, inputs: Any, previous_mask: Any = None) -> None:
+        self.found = previous_mask
