@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from keras_branchy import cost, plots
 from keras_branchy.scoring import all_logits
+from keras_branchy.thresholds import gate_thresholds
 
 OTHER_THRESHOLDS = (0.001, 0.01, 0.1, 0.5, 1.5)  # nats
 RELATIVE_TOLERANCE = 1e-3
@@ -48,14 +49,16 @@ def accuracies(plain, model, answer, test):
 
 # ---- Parity: staged inference against the rule on the logits of all exits ------------
 def rule(logits, thresholds):
-    """Exits, labels and the distance of the nearest score from its threshold, in NumPy."""
+    """Exits and labels in NumPy, and which samples have a score close to its threshold."""
     count = len(logits[0])
     exits = np.full(count, len(logits) - 1)
     near = np.zeros(count, bool)
     for k in reversed(range(len(thresholds))):
         score = entropy(logits[k])
         exits[score < thresholds[k]] = k
-        near |= np.abs(score - thresholds[k]) <= RELATIVE_TOLERANCE * abs(thresholds[k])
+        if np.isfinite(thresholds[k]):
+            distance = np.abs(score - thresholds[k])
+            near |= distance <= RELATIVE_TOLERANCE * abs(thresholds[k])
     labels = np.stack(logits)[exits, np.arange(count)].argmax(-1)
     return exits, labels, near
 
@@ -75,7 +78,7 @@ def parity(model, images):
     for thresholds in [chosen, *others]:
         model.thresholds = thresholds
         answer = model.predict_early(images, batch_size=500, verbose=0)
-        exits, labels, near = rule(logits, thresholds)
+        exits, labels, near = rule(logits, gate_thresholds(thresholds, model.criteria))
         differs = (answer.exits != exits) | (answer.labels != labels)
         rows.append(
             {
@@ -129,7 +132,7 @@ def concrete_plain(plain, size):
 
 
 def concrete_staged(model, size):
-    thresholds = tf.constant(model.thresholds, tf.float32)
+    thresholds = tf.constant(gate_thresholds(model.thresholds, model.criteria))
     run = tf.function(lambda x: model.early_exit(x, thresholds)["labels"])
     concrete = run.get_concrete_function(tf.TensorSpec([size, 28, 28, 1]))
     return lambda batch: concrete(tf.constant(batch)).numpy()

@@ -41,7 +41,9 @@ def main():
     calibration = model.calibrate(
         *data.valid, max_accuracy_drop=MAX_ACCURACY_DROP, batch_size=500, verbose=0
     )
-    print(f"\nLeave at exit 1 if the entropy is below {model.thresholds[0]:.4f} nats.")
+    nats = model.thresholds[0]
+    when = "never" if nats is None else f"if the entropy is below {nats:.4f} nats"
+    print(f"\nLeave at exit 1 {when}.")
     model.save(args.out / "b_lenet.keras")
 
     answer = model.predict_early(data.test[0], batch_size=500, verbose=0)

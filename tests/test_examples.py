@@ -85,6 +85,20 @@ def test_the_report_finds_staged_inference_equal_to_the_rule(report):
         assert row["images"] == 400 and row["mismatches"] == 0
 
 
+def test_an_exit_that_calibration_disables_is_reported_too(monkeypatch, rng):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    evidence = importlib.import_module("evidence")
+    from keras_branchy import networks
+
+    model, plain = networks.b_lenet(), networks.b_lenet(backbone_only=True)
+    model.thresholds = [None]
+    images = rng.random((8, 28, 28, 1), np.float32)
+    first = evidence.parity(model, images)[0]
+    assert first["mismatches"] == first["near_threshold"] == 0
+    taken = evidence.compare(plain, model, images, size=2, rounds=1)
+    assert taken["staged"]["measurements"] == 1
+
+
 def test_the_report_is_true_of_the_model_that_was_saved(demo, report, mnist_data):
     import keras
 
