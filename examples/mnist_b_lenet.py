@@ -23,8 +23,10 @@ from keras_branchy import cost, networks
 ROOT = Path(__file__).resolve().parents[1]
 BATCH_SIZE = 128
 LEARNING_RATE = 4e-3
-EPOCHS = {"MNIST": (2, 5), "digits": (20, 50)}  # of the trunk, and after the fork
-MAX_ACCURACY_DROP = 0.0  # of validation accuracy, against the last exit
+EPOCHS = {"MNIST": (2, 6), "digits": (20, 50)}  # of the trunk, and after the fork
+# `max_accuracy_drop=0.0` would let 92 to 97 % leave, up to 0.04 points of test accuracy
+# below the last exit: the choice that just fits one validation set is a bold one.
+EXIT_SHARES = [0.92]  # of the validation images, at exit 1
 
 
 def main():
@@ -39,7 +41,7 @@ def main():
 
     # Thresholds come from the validation images; the test images are not touched.
     calibration = model.calibrate(
-        *data.valid, max_accuracy_drop=MAX_ACCURACY_DROP, batch_size=500, verbose=0
+        *data.valid, exit_shares=EXIT_SHARES, batch_size=500, verbose=0
     )
     nats = model.thresholds[0]
     when = "never" if nats is None else f"if the entropy is below {nats:.4f} nats"
