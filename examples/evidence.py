@@ -4,6 +4,7 @@
 import datetime
 import os
 import platform
+import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -213,6 +214,7 @@ def surroundings():
     """Date, versions and hardware."""
     packages = ("keras-branchy", "keras", "tensorflow", "numpy")
     return {
+        "command": " ".join(["python", *sys.argv]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {name: version(name) for name in packages},
         "python": platform.python_version(),
