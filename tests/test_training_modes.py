@@ -36,7 +36,8 @@ class Watch:
         self.before = self.look()
 
     def look(self):
-        return {v.path: v.numpy().copy() for layer in self.model.layers for v in layer.weights}
+        weights = [v for layer in self.model.layers for v in layer.weights]
+        return {v.path: v.numpy().copy() for v in weights}
 
     def moved(self):
         after = self.look()
