@@ -10,7 +10,7 @@ from typing import Any
 import keras
 
 from keras_branchy.exit_branch import ExitBranch
-from keras_branchy.graph import Graph, inline, nodes_for, producer
+from keras_branchy.graph import Graph, inline, nodes_for, producer, rowless
 from keras_branchy.last_exit import Ending, find_ending
 
 __all__ = ["attach"]
@@ -32,6 +32,7 @@ def attach(
     _check_units(exits, graph.output.shape[-1])
     taps = {tap: _find(tap, graph) for tap in exits}
     _check_order(taps, graph, ending)
+    _check_batch(taps, graph)
     outputs = {}
     for name, (tap, branch) in zip(names, exits.items(), strict=False):
         branch.name = name
@@ -207,3 +208,14 @@ def _check_order(taps: dict[str, Any], graph: Graph, ending: Ending) -> None:
                 f"ahead of it. Expected: {sorted(taps, key=depth.__getitem__)}."
             )
         nodes_for([tensor], known)
+
+
+def _check_batch(taps: dict[str, Any], graph: Graph) -> None:
+    loose = rowless(keras.tree.flatten(graph.inputs), taps.values())
+    for tap, tensor in taps.items():
+        if id(tensor) in loose:
+            raise ValueError(
+                "An exit must read features with one entry per sample. Received: tap "
+                f"{tap!r}, of shape {tuple(tensor.shape)}, whose first axis is not the "
+                "batch. Tap the layer that joins it to the samples."
+            )

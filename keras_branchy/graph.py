@@ -9,17 +9,30 @@ several times is followed call by call.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import keras
 
-from keras_branchy.masks import mask_of
+from keras_branchy.masks import AttachMask, mask_of
 
-__all__ = ["Graph", "inline", "nodes_for", "producer", "replay", "tensors_read"]
+__all__ = [
+    "Graph",
+    "inline",
+    "nodes_for",
+    "producer",
+    "replay",
+    "rowless",
+    "tensors_read",
+]
 
 Tensors = dict[int, Any]  # id of a tensor of one graph -> its counterpart in another
+
+# Sizes at which shapes are worked out: a batch that no axis is as long as by chance, and
+# lengths that are enough for any stack of windows and strides.
+BATCH = 89
+FREE_SIZE = 256
 
 
 def producer(tensor: Any) -> Any:
@@ -60,9 +73,12 @@ def nodes_for(tensors: Iterable[Any], known: set[int]) -> list[Any]:
     return ordered
 
 
-def replay(node: Any, tensors: Tensors) -> list[Any]:
-    """Calls the operation of `node` again, on the counterparts of its arguments."""
-    args, kwargs = _arguments(node, tensors)
+def replay(node: Any, tensors: Tensors, instead: Tensors | None = None) -> list[Any]:
+    """Calls the operation of `node` again, on the counterparts of its arguments.
+
+    Counterparts in `instead` are for this call alone.
+    """
+    args, kwargs = _arguments(node, {**tensors, **instead} if instead else tensors)
     outputs = keras.tree.flatten(node.operation(*args, **kwargs))
     tensors.update(zip(map(id, node.outputs), outputs, strict=True))
     return outputs
@@ -73,6 +89,39 @@ def _arguments(node: Any, tensors: Tensors) -> tuple[Any, Any]:
         return tensors[id(value)] if keras.backend.is_keras_tensor(value) else value
 
     return node.arguments.convert(counterpart)
+
+
+def rowless(inputs: Iterable[Any], outputs: Iterable[Any]) -> set[int]:
+    """Ids of what the calls behind `outputs` make without one row for each sample.
+
+    Position indices, tables and folded axes are such: there is no taking a sample out of
+    them. Shapes are worked out for a batch of a size that nothing else has.
+    """
+    specs = {id(x): _spec(x.shape, x.dtype) for x in inputs}
+    nodes = nodes_for(outputs, set(specs))
+    for node in nodes:
+        specs.update(zip(map(id, node.outputs), _specs(node, specs), strict=True))
+    made = {id(output) for node in nodes for output in node.outputs}
+    # Some layers leave their sizes open.
+    return {key for key in made if specs[key].shape[:1] not in ((BATCH,), (None,))}
+
+
+def _spec(shape: Any, dtype: Any) -> Any:
+    sizes = [FREE_SIZE if size is None else size for size in shape[1:]]
+    return keras.KerasTensor((BATCH, *sizes), dtype)
+
+
+def _specs(node: Any, specs: Tensors) -> list[Any]:
+    """What a call makes of tensors of other sizes, or else what it made in the graph."""
+    args, kwargs = _arguments(node, specs)
+    try:
+        made = keras.tree.flatten(node.operation.compute_output_spec(*args, **kwargs))
+    except Exception:  # whatever a layer raises that cannot do with these sizes
+        return [
+            _spec(x.shape, x.dtype) if x.shape[:1] == (None,) else x for x in node.outputs
+        ]
+    # New objects, since some layers return the very tensor that they were given.
+    return [keras.KerasTensor(x.shape, x.dtype) for x in made]
 
 
 @dataclass
@@ -102,9 +151,15 @@ def inline(model: keras.Model) -> Graph:
     # A Sequential model has no structure of inputs, but one input.
     inputs = getattr(model, "_inputs_struct", model.inputs[0])
     graph = Graph(inputs, model.outputs[0])
-    names = {node.operation.name: node.operation for node in nodes}
+    names = {
+        operation.name: operation
+        for operation in [
+            *(producer(tensor).operation for tensor in model.inputs),
+            *(node.operation for node in nodes),
+        ]
+    }
     tensors = {id(tensor): tensor for tensor in model.inputs}
-    again = any(_is_nested_model(node.operation) for node in nodes)
+    again = any(is_graph(node.operation) for node in nodes)
     _walk(model, tensors, graph, "", names, again)
     graph.output = tensors[id(model.outputs[0])]
     return graph
@@ -122,7 +177,7 @@ def _walk(
         if calls[id(operation)] > 1:
             address += f":{seen[id(operation)]}"
             seen[id(operation)] += 1
-        if _is_nested_model(operation):
+        if is_graph(operation):
             _enter(node, tensors, graph, f"{address}/", names)
         elif again:
             _keep_unique(operation, prefix, names)
@@ -135,23 +190,38 @@ def _walk(
 def _enter(node: Any, tensors: Tensors, graph: Graph, prefix: str, names: dict) -> None:
     """Walks a nested model with the arguments of one call of it."""
     args, kwargs = _arguments(node, tensors)
-    given = keras.tree.flatten(args[0] if args else kwargs["inputs"])
     nested = node.operation
+    given = _in_order(args[0] if args else kwargs["inputs"], nested)
+    masks = keras.tree.flatten(kwargs.get("mask")) or [None] * len(given)
     inner = {
-        id(declared): _as_declared(tensor, declared)
-        for declared, tensor in zip(nested.inputs, given, strict=True)
+        id(declared): _with_mask(_as_declared(tensor, declared), mask)
+        for declared, tensor, mask in zip(nested.inputs, given, masks, strict=True)
     }
     _walk(nested, inner, graph, prefix, names, True)
     for outside, inside in zip(node.outputs, nested.outputs, strict=True):
         tensors[id(outside)] = inner[id(inside)]
 
 
+def _in_order(given: Any, nested: Any) -> list[Any]:
+    """Arguments in the order of the nested model's inputs; a dict may go by their names."""
+    declared = getattr(nested, "_inputs_struct", None)
+    if isinstance(given, Mapping) and not isinstance(declared, Mapping):
+        given = [given[tensor.name] for tensor in nested.inputs]
+    return keras.tree.flatten(given)
+
+
 def _as_declared(tensor: Any, declared: Any) -> Any:
-    """Casts as the nested model's own call would; layers cast between floats themselves."""
-    floats = keras.backend.is_float_dtype
-    if tensor.dtype == declared.dtype or (floats(tensor.dtype) and floats(declared.dtype)):
+    """Casts as the nested model's own call would."""
+    if tensor.dtype == declared.dtype:
         return tensor
-    return keras.ops.cast(tensor, declared.dtype)
+    return _with_mask(keras.ops.cast(tensor, declared.dtype), mask_of(tensor))
+
+
+def _with_mask(tensor: Any, mask: Any) -> Any:
+    """The mask that a nested model is given, on its input, where its layers look."""
+    if mask is None or mask is mask_of(tensor):
+        return tensor
+    return AttachMask()(tensor, mask)
 
 
 def _keep_unique(operation: Any, prefix: str, names: dict) -> None:
@@ -165,7 +235,7 @@ def _keep_unique(operation: Any, prefix: str, names: dict) -> None:
     operation.name = name
 
 
-def _is_nested_model(operation: Any) -> bool:
+def is_graph(operation: Any) -> bool:
     """Whether a call of `operation` is a graph that can be walked.
 
     A subclassed model, or a functional one with a `call` of its own, is opaque.

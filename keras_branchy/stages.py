@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from keras_branchy.graph import nodes_for, producer, replay, tensors_read
+from keras_branchy.graph import nodes_for, producer, replay, rowless, tensors_read
 from keras_branchy.last_exit import LinearCall, find_ending
 from keras_branchy.masks import AttachMask, mask_of, masks_seen, without_mask
 
@@ -82,13 +82,26 @@ class _Cutter:
         self.peeled = ending.peeled
         # What each exit reads: features and, at a masked tap, the mask.
         self.targets = [*map(_read_by_branch, model._branch_nodes), [ending.source]]
-        known = {id(tensor) for tensor in model.inputs}
-        self.nodes = [nodes_for(targets, known) for targets in self.targets]
+        self.nodes = self._plan({id(tensor) for tensor in model.inputs})
         self.reads = [
             _crossing(nodes, targets)
             for nodes, targets in zip(self.nodes, self.targets, strict=True)
         ]
         self.names = _names(model, self.reads, self.nodes)
+
+    def _plan(self, known: set[int]) -> list[list[Any]]:
+        """The calls of each stage, given the ids of what is there before the first.
+
+        What has no entry per sample cannot be carried for those who stay: each stage that
+        reads it makes it again.
+        """
+        targets = [target for targets in self.targets for target in targets]
+        loose = rowless(self.model.inputs, targets)
+        plan = []
+        for targets in self.targets:
+            plan.append(nodes_for(targets, known))
+            known -= loose
+        return plan
 
     def stages(self) -> tuple[Stage, ...]:
         return tuple(map(self._stage, range(len(self.targets))))
@@ -184,7 +197,7 @@ def _names(
     model: BranchyModel, reads: list[list[Any]], nodes: list[list[Any]]
 ) -> dict[int, str]:
     """A readable name for every tensor that crosses a cut, in the order they are made."""
-    calls = [node for stage in nodes for node in stage]
+    calls = list({id(node): node for stage in nodes for node in stage}.values())
     crossing = {id(tensor): tensor for stage in reads for tensor in stage}
     owners = {
         id(mask_of(tensor)): producer(tensor).operation.name
