@@ -77,7 +77,7 @@ def obstacle_to_mnist():
             urllib.request.urlopen(request, timeout=PATIENCE_SECONDS)
         except urllib.error.HTTPError:
             answers.append(None)  # it answers: the network is there
-        except OSError as error:
+        except Exception as error:  # whatever it is, there is no data this way
             answers.append(error)
         else:
             answers.append(None)

@@ -57,11 +57,16 @@ def prepared(name):
 
 
 def medians(model, x):
-    """Thresholds between two scores in the middle, so that rounding moves nobody."""
+    """Thresholds in the widest gap about the middle score, so that rounding moves nobody."""
     logits, _ = all_logits(model, x, verbose=0)
     scores, _ = score_all(np.stack(logits), model.criteria)
-    middle = scores.shape[1] // 2
-    return [float(np.sort(row)[middle - 1 : middle + 1].mean()) for row in scores[:-1]]
+    return [float(middle_of_gap(row)) for row in scores[:-1]]
+
+
+def middle_of_gap(row):
+    ordered = np.sort(row)[len(row) * 3 // 8 : len(row) * 5 // 8]
+    widest = np.diff(ordered).argmax()
+    return ordered[widest : widest + 2].mean()
 
 
 @functools.cache
