@@ -57,7 +57,7 @@ def prepared(name):
 
 
 def medians(model, x):
-    """Thresholds in the widest gap about the middle score, so that rounding moves nobody."""
+    """Thresholds in the widest gap about the middle, so that rounding moves nobody."""
     logits, _ = all_logits(model, x, verbose=0)
     scores, _ = score_all(np.stack(logits), model.criteria)
     return [float(middle_of_gap(row)) for row in scores[:-1]]
