@@ -42,13 +42,14 @@ def batches_of(
         empty batch.
 
     Raises:
-        ValueError: If `data` gives no batch, an array and its labels differ in length,
-            or `y` or `batch_size` come with data that is batched already.
+        ValueError: If `data` gives no batch or does not fit the inputs, an array and its
+            labels differ in length, or `y` or `batch_size` come with data that is batched
+            already.
     """
     batches: Iterator
     total: int | None
     if _is_arrays(data):
-        batches, total = _slices(data, y, batch_size or 32)
+        batches, total = _slices(data, y, 32 if batch_size is None else batch_size)
     else:
         _check_alone(y, batch_size, data)
         batches, total = _stream(data)
@@ -68,18 +69,21 @@ def batches_of(
             f"`data` gave no batch. Received: {type(data).__name__}. An iterator that "
             "was used before is empty now: pass the data set, not its iterator."
         )
-    if progress is not None and total is None:
+    if progress is not None and done != total:
         progress.update(done, finalize=True)
 
 
 def _is_arrays(data: Any) -> bool:
-    if isinstance(data, (np.ndarray, list, tuple, dict)):
-        return True
-    return hasattr(data, "shape") and hasattr(data, "dtype")
+    return isinstance(data, (list, tuple, dict)) or hasattr(data, "shape")
 
 
 def _slices(data: Any, y: Any, batch_size: int) -> tuple[Iterator, int]:
-    arrays = keras.tree.map_structure(_as_numpy_or_tensor, data)
+    if batch_size < 1:
+        raise ValueError(
+            "`batch_size` must be an integer of at least 1. Received: "
+            f"batch_size={batch_size}."
+        )
+    arrays = keras.tree.map_structure(_as_array, data)
     sizes = {len(array) for array in keras.tree.flatten(arrays)}
     labels = None if y is None else _as_numpy(y)
     if labels is not None:
@@ -100,14 +104,22 @@ def _slices(data: Any, y: Any, batch_size: int) -> tuple[Iterator, int]:
     return map(batch, starts), len(starts)
 
 
-def _as_numpy_or_tensor(value: Any) -> Any:
-    return value if hasattr(value, "shape") else np.asarray(value)
+def _as_array(value: Any) -> Any:
+    array = value if hasattr(value, "shape") else np.asarray(value)
+    if not len(array.shape):
+        raise ValueError(
+            "An input must be an array or a tensor with a row per sample. Received: "
+            f"{value!r} in a list, tuple or dict, which holds one array for each input. "
+            "Pass numpy.array(…) of lists of numbers."
+        )
+    return array if hasattr(array, "dtype") else np.asarray(array)
 
 
 def _stream(data: Any) -> tuple[Iterator, int | None]:
     if isinstance(data, keras.utils.PyDataset):
         total = data.num_batches
-        raw: Any = (data[index] for index in range(total))
+        indices = itertools.count() if total is None else range(total)
+        raw: Any = (data[index] for index in indices)
     else:
         total = None
         if hasattr(data, "cardinality"):
@@ -136,27 +148,47 @@ def _check_alone(y: Any, batch_size: int | None, data: Any) -> None:
 
 def _as_inputs(x: Any, model: BranchyModel) -> Any:
     """`x` in the structure and dtypes of the model's inputs."""
-    structure = model._inputs_struct
-    if isinstance(structure, dict) and isinstance(x, dict):
-        missing = [name for name in structure if name not in x]
-        if missing:
-            raise ValueError(
-                f"The model has the inputs {list(structure)}. Received: a batch with "
-                f"{list(x)}, without {missing}. Pass an array for every input."
-            )
-        x = {name: x[name] for name in structure}
-    flat = keras.tree.flatten(x)
+    flat = keras.tree.flatten(_by_name(x, model) if isinstance(x, dict) else x)
     if len(flat) != len(model.inputs):
         raise ValueError(
             f"The model has {len(model.inputs)} inputs, "
             f"{[tensor.name for tensor in model.inputs]}. Received: {len(flat)} arrays "
             "for a batch. Pass them in the structure of the model's inputs."
         )
-    tensors = [
-        keras.ops.convert_to_tensor(value, dtype=declared.dtype)
-        for value, declared in zip(flat, model.inputs, strict=True)
-    ]
-    return keras.tree.pack_sequence_as(structure, tensors)
+    tensors = [_as_input(*pair) for pair in zip(flat, model.inputs, strict=True)]
+    return keras.tree.pack_sequence_as(model._inputs_struct, tensors)
+
+
+def _by_name(x: dict[str, Any], model: BranchyModel) -> Any:
+    """What a dict holds for each input, by its key in the model or else by its name."""
+    keyed = isinstance(model._inputs_struct, dict)
+    names = list(model._inputs_struct) if keyed else [y.name for y in model.inputs]
+    missing = [name for name in names if name not in x]
+    if missing:
+        raise ValueError(
+            f"The model has the inputs {names}. Received: a batch with {list(x)}, without "
+            f"{missing}. Pass an array for every input."
+        )
+    return {name: x[name] for name in names} if keyed else [x[name] for name in names]
+
+
+def _as_input(value: Any, declared: Any) -> Any:
+    """One input; a last axis of size 1 is added or left out as in `predict`."""
+    tensor = keras.ops.convert_to_tensor(value, dtype=declared.dtype)
+    wanted, received = tuple(declared.shape), tuple(tensor.shape)
+    if len(received) == len(wanted) - 1 and wanted[-1] == 1:
+        tensor = keras.ops.expand_dims(tensor, -1)
+    elif len(received) == len(wanted) + 1 and received[-1] == 1:
+        tensor = keras.ops.squeeze(tensor, -1)
+    fits = len(tensor.shape) == len(wanted) and all(
+        size in (None, got) for size, got in zip(wanted[1:], tensor.shape[1:], strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            f"The input '{declared.name}' takes arrays of shape {wanted}. Received: shape "
+            f"{received}. Pass a batch of samples, and see `model.input_shape`."
+        )
+    return tensor
 
 
 def _as_numpy(value: Any) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import keras
@@ -152,7 +153,7 @@ class ExitBranch(keras.layers.Layer):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> ExitBranch:
         config = dict(config)
-        if config["layers"] is not None:
+        if config.get("layers") is not None:
             config["layers"] = [
                 keras.saving.deserialize_keras_object(x) for x in config["layers"]
             ]
@@ -160,12 +161,12 @@ class ExitBranch(keras.layers.Layer):
 
 
 def _check_units(units: Any) -> int:
-    if isinstance(units, bool) or not isinstance(units, int) or units < 2:
+    if isinstance(units, bool) or not isinstance(units, Integral) or units < 2:
         raise ValueError(
             "`units` must be the number of classes, an integer of at least 2. "
             f"Received: units={units!r}. For a yes-or-no answer use two classes."
         )
-    return units
+    return int(units)
 
 
 def _check_activation(activation: Any) -> str | None:

@@ -87,10 +87,13 @@ def _classes(labels: np.ndarray, num_classes: int) -> np.ndarray:
         return labels.argmax(-1).astype(np.int64)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    if labels.ndim != 1 or not np.array_equal(labels, labels.astype(np.int64)):
+    known = np.isin(labels, np.arange(num_classes))
+    if labels.ndim != 1 or not known.all():
+        example = "" if labels.ndim != 1 else f", with a label {labels[~known][0]}"
         raise ValueError(
-            f"Labels must be class indices [B] or one-hot rows [B, {num_classes}]. "
-            f"Received: shape={labels.shape}, dtype={labels.dtype}."
+            f"Labels must be class indices [B] from 0 to {num_classes - 1}, or one-hot "
+            f"rows [B, {num_classes}]. Received: shape={labels.shape}, "
+            f"dtype={labels.dtype}{example}."
         )
     return labels.astype(np.int64)
 

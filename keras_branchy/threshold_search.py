@@ -5,8 +5,8 @@ Each exit's samples are sorted once by how sure the exit was; a cut is a place i
 order. Histograms of the places, summed up along each axis, give the outcome of every
 combination of cuts of a few exits at once, the others fixed. Such blocks of exits are
 optimised in turn, for a rising price of cost, which gives a front of operating points; the
-cheapest that keeps the target is refined the same way. Where all combinations fit into one
-block, as with two exits or few samples, the outcome is the optimum.
+cheapest few that keep the target are refined the same way. Where all combinations fit into
+one block, as with two exits or few samples, the outcome is the optimum.
 """
 
 from __future__ import annotations
@@ -19,27 +19,29 @@ from itertools import combinations
 import numpy as np
 
 from keras_branchy.criteria import CRITERIA
-from keras_branchy.report import OperatingPoint
 
-__all__ = ["ThresholdSearch"]
+__all__ = ["HUGE", "NEAR", "Order", "ThresholdSearch"]
 
 # Scores nearer than this, relatively, may change places on another runtime: no cut there.
 NEAR = 1e-6
 # The same for scores that float32 cannot hold in full, or that a runtime flushes to zero.
 TINY = 1e-37
-# Scores beyond this count as this: their midpoints stay finite in float32.
-HUGE = 1e38
+# Scores beyond this count as this, and thresholds stay within: they are finite in float32.
+HUGE = 2.0**126
 # Prices of the whole model's cost, in correct answers: from "accuracy only" to "cost only".
 PRICES = np.geomspace(1e-3, 1e2, 31)
 MAX_SWEEPS = 20
-# Combinations of cuts that are looked at together: 1 MB for each array of outcomes.
-CELLS = 2**17
-# Exits that are optimised together, of few and of many: three of seven are 35 blocks.
-TOGETHER, TOGETHER_OF_MANY, MANY = 3, 2, 5
+# Combinations of cuts that are looked at together; more take longer and find no better.
+CELLS = 2**16
+# Places from which the search for the cheapest cuts starts, beside nobody leaving early.
+STARTS = 3
+# Up to here three exits are optimised together, where two at a time find nothing more: of
+# eight there are 56 triples.
+TRIPLES_UP_TO = 8
 
 
 @dataclass(frozen=True)
-class _Order:
+class Order:
     """The samples of one exit from its surest to its least sure."""
 
     samples: np.ndarray  # [m] indices; rows with NaN scores are left out
@@ -115,9 +117,12 @@ class ThresholdSearch:
             return np.where(right >= needed, cost - 1e-5 * right, np.inf)
 
         # Accuracy only is the last of the front, and keeps every target.
-        start = next(cuts for cuts in front if self.measure(cuts)[0] >= needed)
-        together = TOGETHER if self.exits < MANY else TOGETHER_OF_MANY
-        return self._improve(start, together, cost_if_kept)
+        kept = [cuts for cuts in front if self.measure(cuts)[0] >= needed]
+        starts = [*kept[:STARTS], (0,) * self.exits]
+        ends = {self._improve(cuts, 2, cost_if_kept) for cuts in starts}
+        best = min(ends, key=lambda cuts: (self.measure(cuts)[1], cuts))
+        most = 3 if self.exits <= TRIPLES_UP_TO else 2
+        return self._improve(best, most, cost_if_kept)
 
     def with_shares(self, shares: Sequence[float]) -> tuple[int, ...]:
         """Cuts at which each exit takes its share of all samples, as near as ties allow."""
@@ -128,32 +133,6 @@ class ThresholdSearch:
             cuts.append(int(order.cuts[np.abs(leaving - share * self.samples).argmin()]))
             staying &= order.rank >= cuts[-1]
         return tuple(cuts)
-
-    def accuracy_where_taken(self, cuts: Sequence[int]) -> list[float | None]:
-        """Accuracy of each exit on the samples that leave there; None where none does."""
-        exits = self.taken(cuts)
-        return [
-            float(row[exits == index].mean()) if (exits == index).any() else None
-            for index, row in enumerate(self.correct)
-        ]
-
-    def point(
-        self, cuts: Sequence[int], bounds: Sequence[tuple[float, float]]
-    ) -> OperatingPoint:
-        """The operating point at `cuts`, its thresholds between two scores."""
-        right, cost = self.measure(cuts)
-        exits = self.taken(cuts)
-        thresholds = [
-            _threshold(order, cuts[index], exits >= index, bounds[index])
-            for index, order in enumerate(self.orders)
-        ]
-        shares = np.bincount(exits, minlength=self.exits + 1) / self.samples
-        return OperatingPoint(
-            thresholds=thresholds,
-            accuracy=right / self.samples,
-            cost=cost,
-            shares=[float(share) for share in shares],
-        )
 
     def _improve(self, cuts: tuple[int, ...], most: int, loss: Callable) -> tuple[int, ...]:
         """Lowers `loss(right, cost)`, blocks of up to `most` exits at a time."""
@@ -242,14 +221,15 @@ def _summed(cell: np.ndarray, values: np.ndarray, shape: tuple[int, ...]) -> np.
     return sums
 
 
-def _order(scores: np.ndarray, exits_below: bool) -> _Order:
-    known = np.flatnonzero(~np.isnan(scores))
+def _order(scores: np.ndarray, exits_below: bool) -> Order:
+    sureness = -scores if exits_below else scores
+    # NaN never leaves, and what is less sure than any threshold does not either.
+    known = np.flatnonzero(sureness >= -HUGE)
+    samples = known[np.argsort(-sureness[known], kind="stable")]
     rank = np.full(len(scores), len(scores))
-    scores = scores[known].clip(-HUGE, HUGE)
-    places = np.argsort(scores if exits_below else -scores, kind="stable")
-    samples, scores = known[places], scores[places]
     rank[samples] = np.arange(len(samples))
-    return _Order(samples, scores, rank, _cuts(scores), exits_below)
+    ordered = scores[samples].clip(-HUGE, HUGE)
+    return Order(samples, ordered, rank, _cuts(ordered), exits_below)
 
 
 def _cuts(scores: np.ndarray) -> np.ndarray:
@@ -257,27 +237,3 @@ def _cuts(scores: np.ndarray) -> np.ndarray:
     size = np.maximum(np.abs(scores[1:]), np.abs(scores[:-1]))
     apart = np.abs(np.diff(scores)) > NEAR * size + TINY
     return np.unique([0, *(np.flatnonzero(apart) + 1), len(scores)]).astype(np.int64)
-
-
-def _threshold(
-    order: _Order, cut: int, reaching: np.ndarray, bounds: tuple[float, float]
-) -> float | None:
-    """Midway between the last score that leaves and the first that stays."""
-    here = reaching[order.samples]
-    leaving, staying = order.scores[:cut][here[:cut]], order.scores[cut:][here[cut:]]
-    if not len(leaving):
-        return None
-    last = float(leaving[-1])
-    if len(staying):
-        return (last + float(staying[0])) / 2
-    return _beyond(last, order.exits_below, bounds)
-
-
-def _beyond(last: float, exits_below: bool, bounds: tuple[float, float]) -> float:
-    """A threshold at which every sample leaves, the least sure one scoring `last`."""
-    step = NEAR * max(abs(last), 1.0)
-    if exits_below:
-        return max((last + bounds[1]) / 2, last + step)
-    if math.isinf(bounds[0]):
-        return last - max(abs(last), 1.0)
-    return min((last + bounds[0]) / 2, last - step)

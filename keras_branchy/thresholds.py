@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
 
 import numpy as np
 
 from keras_branchy.criteria import CRITERIA
 
 __all__ = ["check_thresholds", "gate_thresholds"]
+
+# The gate compares in float32.
+LARGEST = float(np.finfo(np.float32).max)
 
 
 def check_thresholds(
@@ -19,26 +22,39 @@ def check_thresholds(
     """Thresholds as a list of floats and `None`, one for each exit of `names`.
 
     Raises:
-        ValueError: If they are no list of that length, or one is not finite.
+        ValueError: If they are no list of that length, or one is no finite float32.
     """
     if thresholds is None:
         return None
-    if isinstance(thresholds, (str, bytes, Mapping)) or not hasattr(thresholds, "__iter__"):
+    ordered = not isinstance(thresholds, (str, bytes, Mapping, Set))
+    flat = hasattr(thresholds, "__iter__") and getattr(thresholds, "ndim", 1) == 1
+    if not (ordered and flat):
         raise ValueError(
             "`thresholds` must be a list in exit order. Received: "
             f"thresholds={thresholds!r}. Expected {len(names)} floats, for {names}."
         )
-    chosen = [None if value is None else float(value) for value in thresholds]
+    chosen = [None if value is None else _number(value) for value in thresholds]
     if len(chosen) != len(names):
         raise ValueError(
             "`thresholds` has one entry per exit but the last, which takes every sample. "
             f"Received: {len(chosen)} entries. Expected {len(names)}, for {names}."
         )
-    if any(value is not None and not math.isfinite(value) for value in chosen):
+    if any(value is not None and not abs(value) <= LARGEST for value in chosen):
         raise ValueError(
-            f"`thresholds` must be finite. Received: {chosen}. Use None to disable an exit."
+            "`thresholds` must be finite, in float32. Received: "
+            f"{chosen}. Use None to disable an exit."
         )
     return chosen
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "`thresholds` holds floats, and None for a disabled exit. Received: "
+            f"{value!r} in it."
+        ) from error
 
 
 def gate_thresholds(

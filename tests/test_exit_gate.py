@@ -23,6 +23,61 @@ def test_answers_in_numpy_terms(implementation, criterion, rng):
     assert leaves.dtype == tf.bool and label.dtype == tf.int64 and score.dtype == tf.float32
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_a_score_at_the_threshold(implementation, criterion, dtype, rng):
+    """Entropy leaves strictly below; the others at the threshold too."""
+    logits = tf.cast(rng.normal(0, 2, (40, 7)), dtype)
+    _, _, score = exit_gate(logits, 0.0, criterion)
+    for row in range(0, 40, 5):
+        # As a Python float, a NumPy scalar and a tensor, the same float32.
+        for at in (float(score[row]), score[row].numpy(), tf.cast(score[row], tf.float64)):
+            leaves, _, _ = exit_gate(logits, at, criterion)
+            assert bool(leaves[row]) is (criterion != "entropy")
+            want = score < score[row] if criterion == "entropy" else score >= score[row]
+            np.testing.assert_array_equal(leaves, want)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("size", [0, 1])
+def test_small_batches(implementation, size, dtype):
+    logits = tf.zeros((size, 3), dtype)
+    for criterion in CRITERIA:
+        leaves, label, score = exit_gate(logits, 0.5, criterion)
+        assert leaves.shape == label.shape == score.shape == (size,)
+        assert label.dtype == tf.int64 and score.dtype == tf.float32
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_a_threshold_that_is_no_number_lets_nobody_leave(implementation, criterion):
+    leaves, _, _ = exit_gate([[1e4, 0.0], [0.0, 0.0], [np.nan, 0.0]], np.nan, criterion)
+    assert not leaves.numpy().any()
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_broken_rows_stay_at_any_threshold(implementation, criterion):
+    inf, nan = np.inf, np.nan
+    rows = [[nan, 9.0], [inf, 0.0], [-inf, -inf], [nan, inf], [nan, nan]]
+    for threshold in (inf, -inf, 0.0, 1e30, -1e30):
+        leaves, label, score = exit_gate(rows, threshold, criterion)
+        assert not leaves.numpy().any() and np.isnan(score).all()
+        # NaN counts as -inf, and ties go to the lowest class.
+        assert label.numpy().tolist() == [1, 0, 0, 1, 0]
+
+
+def test_shapes_are_known_in_a_graph(implementation):
+    @tf.function(input_signature=[tf.TensorSpec([None, 3]), tf.TensorSpec([])])
+    def gate(logits, threshold):
+        made = exit_gate(logits, threshold)
+        assert [tensor.shape.as_list() for tensor in made] == [[None]] * 3
+        return made
+
+    for size in (0, 1, 4):
+        leaves, _, score = gate(tf.zeros((size, 3)), tf.constant(2.0))
+        assert leaves.numpy().tolist() == [True] * size
+        np.testing.assert_allclose(score, np.log(3), rtol=1e-6)  # one float32 rounding
+
+
 def test_none_lets_nobody_leave(implementation):
     for criterion in CRITERIA:
         leaves, _, _ = exit_gate([[1e4, 0.0], [0.0, 0.0]], None, criterion)

@@ -5,7 +5,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from cases import exits, images, residual, sequential
+from cases import exits, gates, images, residual, sequential
 
 from keras_branchy import BranchyModel
 from keras_branchy.scoring import all_logits
@@ -51,6 +51,29 @@ def test_calibrate_sets_what_it_reports(model, rng):
     assert report.exit_costs[-1] == 1.0 and report.exit_costs[0] < report.exit_costs[1]
 
 
+def test_broken_samples_stay_to_the_end(model, rng):
+    x = images(60, rng)
+    y = model.predict(x, verbose=0)["exit_3"].argmax(-1)
+    x[::6] = np.nan
+    with np.errstate(invalid="ignore"):
+        report = model.calibrate(x, y, exit_shares=[0.5, 0.5], verbose=0)
+    answer = model.predict_early(x, verbose=0)
+    np.testing.assert_array_equal(answer.exits[::6], 2)
+    np.testing.assert_allclose(np.bincount(answer.exits, minlength=3) / 60, report.shares)
+
+
+def test_gates_are_calibrated_on_their_decision_values(rng):
+    model = BranchyModel(residual(), gates("stem", "join"))
+    x = images(50, rng)
+    logits, _ = all_logits(model, x, verbose=0)
+    report = model.calibrate(x, logits[2].argmax(-1), exit_shares=[0.5, 0.5], verbose=0)
+    largest = logits[0].max(-1)
+    np.testing.assert_array_equal(
+        model.predict_early(x, verbose=0).exits == 0, largest >= report.thresholds[0]
+    )
+    assert report.shares[0] == 0.5
+
+
 def test_labels_may_be_classes_columns_or_one_hot(model, rng):
     x, y = images(40, rng), rng.integers(0, 4, 40)
     chosen = [
@@ -74,10 +97,22 @@ def test_a_shuffled_data_set_keeps_samples_and_labels_together(model, rng):
 
 
 @pytest.mark.parametrize(
-    "labels", [np.full((8, 3), 0.5), np.full(8, 0.5), np.zeros((8, 2, 1))]
+    "labels, received",
+    [
+        (np.full((8, 3), 0.5), r"shape=\(8, 3\), dtype=float64\."),
+        (np.zeros((8, 2, 1)), r"shape=\(8, 2, 1\)"),
+        (np.full(8, 0.5), r"with a label 0\.5"),
+        (np.full(8, np.nan), r"with a label nan"),
+        (np.arange(1, 9) % 5, r"with a label 4"),  # classes from 1 on
+        (np.full(8, -1), r"with a label -1"),
+        (np.array(list("abcdabcd")), r"with a label a"),
+    ],
 )
-def test_labels_that_are_no_classes(model, rng, labels):
-    with pytest.raises(ValueError, match=r"class indices \[B\] or one-hot rows \[B, 4\]"):
+def test_labels_that_are_no_classes(model, rng, labels, received):
+    with pytest.raises(
+        ValueError,
+        match=rf"class indices \[B\] from 0 to 3, or one-hot rows \[B, 4\].*{received}",
+    ):
         model.calibrate(images(8, rng), labels, max_accuracy_drop=0.1, verbose=0)
 
 
