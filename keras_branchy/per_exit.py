@@ -1,20 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training with several exits: what `compile` is given once applies to every exit.
-
-Keras assigns lists in the sorted order of output names and shares a Metric object
-between outputs; dicts by exit name and copies avoid both.
-"""
+"""Training with several exits: what is given once, a loss or a label, is for every exit."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from numbers import Real
 from typing import Any
 
 import keras
 
+from keras_branchy.by_exit import by_exit, check_losses, metrics_by_exit, weights_of_losses
 from keras_branchy.graph import producer
 
-__all__ = ["MultiExitTraining", "by_exit", "check_losses", "metrics_by_exit"]
+__all__ = ["MultiExitTraining"]
 
 
 class MultiExitTraining(keras.Model):
@@ -58,8 +56,9 @@ class MultiExitTraining(keras.Model):
         Args:
             optimizer: As in Keras.
             loss: A string, `keras.losses.Loss` or function for every exit, a list in exit
-                order, or a dict by exit name.
-            loss_weights: A list of floats in exit order, or a dict by exit name.
+                order, or a dict by exit name. An exit left out, or None, has no loss.
+            loss_weights: A list of floats in exit order, or a dict by exit name, with a
+                weight for every exit that has a loss.
             metrics: A list of metrics for every exit (each exit gets its own copy of a
                 `Metric` object), a list of N lists, or a dict by exit name.
             weighted_metrics: Like `metrics`.
@@ -72,19 +71,24 @@ class MultiExitTraining(keras.Model):
 
         Raises:
             ValueError: If a list has not one entry per exit, a dict names an exit that
-                is not there, a string names the loss of an exit that is no
-                distribution, or a distillation setting is out of range.
+                is not there, a loss has no weight, a string names the loss of an exit
+                that is no distribution, a distillation setting is out of range, or the
+                variables belong to another `tf.distribute` strategy.
         """
         names = self.exit_names
         loss = by_exit("loss", loss, names)
         check_losses(loss, dict(zip(names, self.branches, strict=False)))
+        if loss is not None:
+            loss = {name: given for name, given in loss.items() if given is not None}
+        loss_weights = by_exit("loss_weights", loss_weights, names, repeat=False)
+        _check_strategy(self)
         self._distillation = _check_distillation(
             distillation_weight, distillation_temperature
         )
         super().compile(
             optimizer=optimizer,
             loss=loss,
-            loss_weights=by_exit("loss_weights", loss_weights, names, repeat=False),
+            loss_weights=weights_of_losses(loss_weights, loss),
             metrics=metrics_by_exit("metrics", metrics, names),
             weighted_metrics=metrics_by_exit("weighted_metrics", weighted_metrics, names),
             **kwargs,
@@ -114,12 +118,16 @@ class MultiExitTraining(keras.Model):
         sample_weight: Any = None,
         training: bool = True,
     ) -> Any:
-        """Keras' weighted sum of the losses; one label feeds every exit."""
+        """Keras' weighted sum of the losses; one label feeds every exit.
+
+        `y` and `sample_weight` may also be a list or tuple in exit order, or a dict by
+        exit name.
+        """
         loss = super().compute_loss(
             x=x,
-            y=self._fan_out(y),
+            y=self._fan_out("y", y),
             y_pred=y_pred,
-            sample_weight=self._fan_out(sample_weight),
+            sample_weight=self._fan_out("sample_weight", sample_weight),
             training=training,
         )
         weight, temperature = self._distillation
@@ -133,7 +141,7 @@ class MultiExitTraining(keras.Model):
         names = self.exit_names
         teacher = keras.ops.stop_gradient(_log(y_pred[names[-1]]) / temperature)
         answers = keras.ops.softmax(teacher)
-        weights = self._fan_out(sample_weight) or {}
+        weights = self._fan_out("sample_weight", sample_weight) or {}
         total = 0.0
         for name, branch in zip(names, self.branches, strict=False):
             logits = y_pred[name] if branch.activation is None else _log(y_pred[name])
@@ -147,108 +155,53 @@ class MultiExitTraining(keras.Model):
     ) -> dict[str, Any]:
         """Keras' metrics; one label feeds every exit."""
         return super().compute_metrics(
-            x, self._fan_out(y), y_pred, sample_weight=self._fan_out(sample_weight)
+            x,
+            self._fan_out("y", y),
+            y_pred,
+            sample_weight=self._fan_out("sample_weight", sample_weight),
         )
 
-    def _fan_out(self, value: Any) -> Any:
-        if value is None or isinstance(value, dict):
-            return value
-        return dict.fromkeys(self.exit_names, value)
+    def _fan_out(self, argument: str, value: Any) -> dict[str, Any] | None:
+        return by_exit(argument, value, self.exit_names)
 
 
 def _log(probabilities: Any) -> Any:
+    # The backbone's own output may be float16, where the bound below would be 0.
+    probabilities = keras.ops.cast(probabilities, "float32")
     # Softmax outputs underflow to 0 in float32; below this no class is told from another.
     return keras.ops.log(keras.ops.maximum(probabilities, 1e-30))
 
 
-def _check_distillation(weight: Any, temperature: Any) -> tuple[float, float]:
-    if not (isinstance(weight, (int, float)) and weight >= 0):
+def _check_strategy(model: keras.Model) -> None:
+    """Refuses variables that another strategy holds; Keras would fail without a word."""
+    if keras.backend.backend() != "tensorflow":
+        return
+    strategy = model.distribute_strategy
+    own = strategy.extended.variable_created_in_scope
+    foreign = [variable.path for variable in model.weights if not own(variable.value)]
+    if foreign:
         raise ValueError(
-            "`distillation_weight` must be a float of at least 0. Received: "
+            "A model is built and compiled under one tf.distribute strategy. Received: "
+            f"{len(foreign)} of {len(model.weights)} variables, such as '{foreign[0]}', "
+            f"that were created outside the scope of {type(strategy).__name__}, under "
+            "which the model would train. Build the backbone and the BranchyModel, and "
+            "call compile(), inside one `with strategy.scope():`."
+        )
+
+
+def _check_distillation(weight: Any, temperature: Any) -> tuple[float, float]:
+    if not (_is_finite(weight) and weight >= 0):
+        raise ValueError(
+            "`distillation_weight` must be a finite float of at least 0. Received: "
             f"distillation_weight={weight!r}. 0 switches self-distillation off."
         )
-    if not (isinstance(temperature, (int, float)) and temperature > 0):
+    if not (_is_finite(temperature) and temperature > 0):
         raise ValueError(
-            "`distillation_temperature` must be a float above 0. Received: "
+            "`distillation_temperature` must be a finite float above 0. Received: "
             f"distillation_temperature={temperature!r}. 1 leaves the answers as they are."
         )
     return float(weight), float(temperature)
 
 
-def by_exit(
-    argument: str, value: Any, names: Sequence[str], repeat: bool = True
-) -> dict[str, Any] | None:
-    """Turns `value` into a dict by exit name: a dict, a list in exit order, or one for all.
-
-    Args:
-        argument: Name of the argument, for errors.
-        value: What `compile` was given.
-        names: The names of the exits.
-        repeat: Whether a single value stands for every exit.
-    """
-    if value is None:
-        return None
-    if isinstance(value, Mapping):
-        unknown = sorted(set(value) - set(names))
-        if unknown:
-            raise ValueError(
-                f"`{argument}` as a dict is keyed by exit name. Received: {unknown}. "
-                f"Expected keys among {list(names)}."
-            )
-        return dict(value)
-    if isinstance(value, (list, tuple)):
-        if len(value) != len(names):
-            raise ValueError(
-                f"`{argument}` as a list has one entry per exit, in exit order. "
-                f"Received: {len(value)} entries. Expected {len(names)}, for "
-                f"{list(names)}; the last exit is the backbone's own output."
-            )
-        return dict(zip(names, value, strict=True))
-    if repeat:
-        return dict.fromkeys(names, value)
-    raise ValueError(
-        f"`{argument}` must be a list in exit order or a dict by exit name. Received: "
-        f"{argument}={value!r}. Expected for example "
-        f"{[1.0] * len(names)}, for {list(names)}."
-    )
-
-
-def metrics_by_exit(
-    argument: str, value: Any, names: Sequence[str]
-) -> dict[str, list[Any]] | None:
-    """Turns metrics into a dict of lists; each exit has its own copy of a Metric object."""
-    if value is None:
-        return None
-    if isinstance(value, Mapping):
-        chosen = by_exit(argument, value, names)
-    elif isinstance(value, (list, tuple)) and any(
-        isinstance(entry, (list, tuple)) for entry in value
-    ):
-        chosen = by_exit(argument, value, names)
-    else:
-        chosen = dict.fromkeys(names, value)
-    return {name: _own_copies(metrics) for name, metrics in (chosen or {}).items()}
-
-
-def _own_copies(metrics: Any) -> list[Any]:
-    listed = list(metrics) if isinstance(metrics, (list, tuple)) else [metrics]
-    return [
-        type(metric).from_config(metric.get_config())
-        if isinstance(metric, keras.metrics.Metric)
-        else metric
-        for metric in listed
-        if metric is not None
-    ]
-
-
-def check_losses(losses: dict[str, Any] | None, branches: Mapping[str, Any]) -> None:
-    """Refuses a loss by name for an exit whose output is no distribution."""
-    for name, branch in branches.items():
-        loss = (losses or {}).get(name)
-        if isinstance(loss, str) and branch.activation is None:
-            raise ValueError(
-                f"The output of '{name}' is no distribution (activation=None), but "
-                f"losses given by name expect one. Received: loss={loss!r}. Pass a loss "
-                "object for decision values, such as a hinge loss that derives from "
-                f"keras.losses.Loss, as loss={{'{name}': …}}."
-            )
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)

@@ -14,7 +14,7 @@ from project import PACKAGE, ROOT, fresh_python, source_files
 LAYERS = (
     ("criteria", "masks"),
     ("graph",),
-    ("report", "thresholds"),
+    ("report", "thresholds", "by_exit"),
     ("threshold_search",),
     ("reference", "native", "calibration", "plots", "runner", "last_exit", "per_exit"),
     ("exit_branch", "exit_gate"),

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """compile, fit and evaluate where one label feeds every exit; NumPy says what is right."""
 
+import math
+
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from cases import exits, gates, images, residual, sequential
+from keras import layers
 
 from keras_branchy import BranchyModel
-from keras_branchy.per_exit import by_exit, metrics_by_exit
+from keras_branchy.by_exit import by_exit, metrics_by_exit
 
 NAMES = ["exit_1", "exit_2", "exit_3"]
 CROSSENTROPY = "sparse_categorical_crossentropy"
@@ -80,13 +84,57 @@ def test_class_weights_count_at_every_exit(model, data):
     assert history["loss"][0] == pytest.approx(sum(want), rel=1e-5)
 
 
-def test_labels_may_differ_by_exit(model, data):
+def test_weighted_metrics_weigh(model, data, rng):
     x, y = data
-    other = {"exit_1": y, "exit_2": (y + 1) % 4, "exit_3": y}
-    model.compile("sgd", CROSSENTROPY)
-    got = evaluated(model, x, other)
-    want = [losses(model, x, other[name])[k] for k, name in enumerate(NAMES)]
-    assert got["loss"] == pytest.approx(sum(want), rel=1e-5)
+    weights = rng.random(48)
+    model.compile("sgd", CROSSENTROPY, weighted_metrics=["accuracy"], metrics=["accuracy"])
+    got = evaluated(model, x, y, sample_weight=weights)
+    for name, p in model.predict(x, verbose=0).items():
+        right = p.argmax(-1) == y
+        values = {got[key] for key in got if key.startswith(name) and "acc" in key}
+        want = [right.mean(), np.average(right, weights=weights)]
+        np.testing.assert_allclose(sorted(values), sorted(want), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [dict, list, tuple])
+def test_labels_and_weights_may_differ_by_exit(model, data, rng, kind):
+    x, y = data
+    labels = [y, (y + 1) % 4, (y + 2) % 4]
+    weights = list(rng.random((3, 48)).astype(np.float32))
+    model.compile("sgd", CROSSENTROPY, metrics=["accuracy"])
+    want = [losses(model, x, labels[k], weights[k])[k] for k in range(3)]
+    right = [(p.argmax(-1) == labels[k]).mean()
+             for k, p in enumerate(model.predict(x, verbose=0).values())]  # fmt: skip
+    given = [
+        dict(zip(NAMES, parts, strict=True)) if kind is dict else kind(parts)
+        for parts in (labels, weights)
+    ]
+    for got in (
+        evaluated(model, x, given[0], sample_weight=given[1]),
+        model.evaluate(as_dataset(x, *given), return_dict=True, verbose=0),
+    ):
+        assert [got[f"{n}_loss"] for n in NAMES] == pytest.approx(want, rel=1e-5)
+        assert [got[f"{n}_accuracy"] for n in NAMES] == pytest.approx(right)
+        assert got["loss"] == pytest.approx(sum(want), rel=1e-5)
+
+
+def as_dataset(x, *rest):
+    """One batch; tf.data takes a list for one array, so labels in it are tuples."""
+    rest = [tuple(part) if isinstance(part, list) else part for part in rest]
+    return tf.data.Dataset.from_tensors((x, *rest))
+
+
+@pytest.mark.parametrize("distillation_weight", [0.0, 0.5])
+def test_labels_and_weights_that_do_not_fit_the_exits(model, data, distillation_weight):
+    x, y = data
+    model.compile("sgd", CROSSENTROPY, distillation_weight=distillation_weight)
+    with pytest.raises(ValueError, match=r"`y` as a list.*2 entries. Expected 3, for"):
+        model.evaluate(x, [y, y], verbose=0)
+    with pytest.raises(ValueError, match=r"`y` as a dict.*Received: \['exit_4'\]"):
+        model.evaluate(x, dict.fromkeys([*NAMES, "exit_4"], y), verbose=0)
+    with pytest.raises(ValueError, match=r"`sample_weight` as a list.*2 entries"):
+        weights = (np.ones(48), np.ones(48))
+        model.evaluate(as_dataset(x, y, weights), verbose=0)
 
 
 def test_an_exit_without_a_loss_does_not_count(model, data):
@@ -152,6 +200,28 @@ def test_a_compiled_model_compiles_again_from_its_config(model, data):
     assert len(again.optimizer.variables) == 2 + 2 * len(model.trainable_variables)
 
 
+def test_training_resumes_with_the_state_of_the_optimizer(data, tmp_path):
+    """The same steps from a file as without one; a fresh Adam would take others."""
+    x, y = data
+    model = BranchyModel(residual(), exits("stem", "join"))
+    model.compile(keras.optimizers.Adam(0.01), CROSSENTROPY,
+                  loss_weights=[3.0, 2.0, 1.0], metrics=["accuracy"])  # fmt: skip
+    model.fit(x, y, epochs=3, verbose=0, shuffle=False)
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    for one, other in zip(
+        model.optimizer.variables, again.optimizer.variables, strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+    histories = [
+        one.fit(x, y, epochs=2, verbose=0, shuffle=False).history for one in (model, again)
+    ]
+    assert histories[0].keys() == histories[1].keys()
+    # the same float32 sums, perhaps in another order
+    for name, values in histories[0].items():
+        np.testing.assert_allclose(values, histories[1][name], rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -164,13 +234,21 @@ def test_a_compiled_model_compiles_again_from_its_config(model, data):
         ({"loss": [CROSSENTROPY]}, r"`loss` as a list has one entry per exit"),
         ({"metrics": [["accuracy"], ["accuracy"]]}, r"`metrics` as a list.*2 entries"),
         ({"metrics": {"exit_0": "accuracy"}}, r"`metrics` as a dict is keyed by exit"),
-        (
-            {"distillation_weight": -1},
-            r"`distillation_weight` must be a float of at least 0",
+        *(
+            (
+                {"distillation_weight": wrong},
+                r"`distillation_weight` must be a finite float of at least 0. Received: "
+                f"distillation_weight={wrong!r}",
+            )
+            for wrong in (-1, math.inf, math.nan, None)
         ),
-        (
-            {"distillation_temperature": 0},
-            r"`distillation_temperature` must be a float above",
+        *(
+            (
+                {"distillation_temperature": wrong},
+                r"`distillation_temperature` must be a finite float above 0. Received: "
+                f"distillation_temperature={wrong!r}",
+            )
+            for wrong in (0, math.inf, math.nan, "3")
         ),
     ],
 )
@@ -189,9 +267,54 @@ def test_a_loss_by_name_needs_a_distribution():
     model.compile("sgd", [hinge, hinge, "categorical_crossentropy"])
 
 
-def test_lists_follow_the_order_of_the_exits():
+def test_lists_follow_the_order_of_the_exits(rng):
+    """Sorted as Keras sorts them, exit_10 would come before exit_2."""
+    inputs = x = keras.Input((5,))
+    for index in range(12):
+        x = layers.Dense(5, activation="tanh", name=f"layer_{index}")(x)
+    backbone = keras.Model(inputs, layers.Dense(4, "softmax")(x))
+    model = BranchyModel(backbone, exits(*(f"layer_{index}" for index in range(11))))
     names = [f"exit_{index:02d}" for index in range(1, 13)]
-    assert by_exit("loss_weights", range_list := list(range(12)), names) == dict(
-        zip(names, range_list, strict=True)
-    )
-    assert metrics_by_exit("metrics", None, names) is None
+    assert model.exit_names == names
+    x, y = rng.normal(size=(48, 5)).astype(np.float32), rng.integers(0, 4, 48)
+    factors = [float(2**index) for index in range(12)]
+    given = [keras.losses.SparseCategoricalCrossentropy() for _ in names]
+    given[1] = keras.losses.SparseCategoricalCrossentropy(reduction="sum")
+    model.compile("sgd", given, loss_weights=factors,
+                  metrics=[[keras.metrics.MeanMetricWrapper(_numbered(k), name="number")]
+                           for k in range(12)])  # fmt: skip
+    want = losses(model, x, y)
+    want[1] *= 48
+    got = evaluated(model, x, y)
+    # float32 sums of 12 terms of which the last is 2,048 times the first
+    assert got["loss"] == pytest.approx(np.dot(factors, want), rel=1e-5)
+    assert [got[f"{name}_number"] for name in names] == list(range(12))
+
+
+def _numbered(number):
+    @keras.saving.register_keras_serializable(package="test", name=f"number_{number}")
+    def number_of_the_exit(y_true, y_pred):
+        return keras.ops.full_like(y_pred[:, 0], float(number))
+
+    return number_of_the_exit
+
+
+@pytest.mark.parametrize("given", ["one", "list", "lists", "dict"])
+def test_no_two_exits_share_a_metric(given):
+    one = keras.metrics.SparseTopKCategoricalAccuracy(2, name="top2", dtype="float64")
+    names = NAMES[:2]
+    value = {"one": one, "list": [one, "accuracy", None], "lists": [[one], [one]],
+             "dict": dict.fromkeys(names, one)}[given]  # fmt: skip
+    made = metrics_by_exit("metrics", value, names)
+    copies = [made[name][0] for name in names]
+    assert len({id(metric) for metric in (one, *copies)}) == 3
+    assert all(metric.get_config() == one.get_config() for metric in copies)
+    assert given != "list" or made["exit_1"][1:] == ["accuracy"]
+
+
+def test_a_dict_may_leave_exits_out(model, data):
+    model.compile("sgd", CROSSENTROPY, metrics={"exit_2": "accuracy"})
+    got = evaluated(model, *data)
+    assert {name for name in got if "accuracy" in name} == {"exit_2_accuracy"}
+    assert metrics_by_exit("metrics", None, NAMES) is None
+    assert by_exit("loss", None, NAMES) is None
