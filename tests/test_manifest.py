@@ -10,8 +10,9 @@ import jsonschema
 import numpy as np
 import pytest
 from exports import exported
-from project import PACKAGE
+from project import PACKAGE, ROOT
 
+import keras_branchy
 from keras_branchy import StageRunner, cost
 from keras_branchy.runner.consistency import check_consistency
 from keras_branchy.runner.manifest import MANIFEST, Manifest, schema, sealed
@@ -282,3 +283,27 @@ def test_ten_thousand_damages_are_refused(folder, rng):
 
 def test_numbers_that_json_does_not_know_are_not_written():
     assert not np.isnan(json.loads(sealed(good()))["exits"][0]["threshold"])
+
+
+FIXTURES = sorted((ROOT / "tests" / "fixtures").glob("v*_export.npz"))
+
+
+@pytest.mark.parametrize("path", FIXTURES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("layout", ["stages", "cascade"])
+def test_exports_of_earlier_versions_run(path, layout):
+    folder = path.with_name(path.stem.replace("export", layout))
+    saved, runner = np.load(path), StageRunner(folder)
+    answer = runner.predict(saved["x"])
+    np.testing.assert_array_equal(answer.exits, saved["exits"])
+    np.testing.assert_array_equal(answer.labels, saved["labels"])
+    # Another release of LiteRT may sum in another order.
+    np.testing.assert_allclose(answer.probabilities, saved["probabilities"], atol=1e-4)
+    np.testing.assert_allclose(answer.scores, saved["scores"], atol=1e-4)
+    assert runner.class_names == ["a", "b", "c", "d"]
+
+
+def test_there_is_an_export_of_this_version():
+    version = keras_branchy.__version__
+    assert f"v{version}_export" in {path.stem for path in FIXTURES}, (
+        "python tests/fixtures/write_export.py"
+    )

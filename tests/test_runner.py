@@ -216,6 +216,21 @@ def test_without_litert_it_says_what_to_install():
     assert re.search(r"needs the package ai-edge-litert.*keras-branchy\[runtime\]", said)
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda x: x.astype(">f4"),
+        np.asfortranarray,
+        lambda x: np.repeat(x, 2, axis=0)[::2],
+        lambda x: x.tolist(),
+    ],
+    ids=["bytes swapped", "columns first", "strided", "lists"],
+)
+def test_arrays_may_lie_in_memory_as_they_like(other):
+    export = exported("residual")
+    check(StageRunner(export.folder), export, other(export.x))
+
+
 BAD = [
     (lambda x: x[0], r"\[samples, 8, 8, 2\]. Received: shape \(8, 8, 2\). Add a first"),
     (lambda x: x[:, :4], r"Received: shape \(60, 4, 8, 2\)"),

@@ -58,47 +58,38 @@ class _Walk:
         made = self.stages[index](tensors)
         logits = made.pop("logits")
         criterion = self.criteria[index]
-        score = graph_score(logits, criterion)
+        # Outside the branch, which is then empty: a delegate's call costs more than these.
+        answer = {
+            "probabilities": tf.nn.softmax(logits),
+            "label": tf.argmax(logits, -1, output_type=tf.int32),
+            "score": graph_score(logits, criterion),
+        }
+        taken = tf.constant([index], tf.int32)
         if index == len(self.stages) - 1:
-            return self._answer(index, logits, score)
-        limit = limits[index]
+            return {**answer, "exit": taken}
+        score = answer["score"]
+        limit = limits if limits.shape[0] == 1 else limits[index : index + 1]
         below = CRITERIA[criterion].exits_below
-        leaves = score[0] < limit if below else score[0] >= limit
+        leaves = score < limit if below else score >= limit
         label = None
         if self.patience is not None:
             # A broken row agrees with nobody, itself included.
-            label = tf.where(score[0] == score[0], _label(logits)[0], -1 - index)
+            label = tf.where(score == score, answer["label"], -1 - index)
             agreed = self._agreed(label, previous, agreed, index)
             leaves |= agreed >= self.patience
         later = {**tensors, **made}
         live = {name: later[name] for name in self.stages[index].live}
         return tf.cond(
-            leaves,
-            lambda: self._answer(index, logits, score),
+            tf.reshape(leaves, []),
+            lambda: {**answer, "exit": taken},
             lambda: self._from(index + 1, live, limits, label, agreed),
         )
 
     def _agreed(self, label: Any, previous: Any, agreed: Any, index: int) -> Any:
         import tensorflow as tf
 
-        one = tf.constant(1)
+        one = tf.constant([1])
         return one if not index else tf.where(label == previous, agreed + 1, one)
-
-    def _answer(self, index: int, logits: tf.Tensor, score: tf.Tensor) -> dict[str, Any]:
-        import tensorflow as tf
-
-        return {
-            "probabilities": tf.nn.softmax(logits),
-            "label": _label(logits),
-            "exit": tf.constant([index], tf.int32),
-            "score": score,
-        }
-
-
-def _label(logits: tf.Tensor) -> tf.Tensor:
-    import tensorflow as tf
-
-    return tf.argmax(logits, -1, output_type=tf.int32)
 
 
 def graph_score(logits: tf.Tensor, criterion: str) -> tf.Tensor:
@@ -107,26 +98,18 @@ def graph_score(logits: tf.Tensor, criterion: str) -> tf.Tensor:
 
     top = tf.reduce_max(logits, -1, keepdims=True)
     d = logits - top
-    e = tf.exp(d)
+    # XNNPACK's maximum and exponential may lose a NaN, division does not: the second term
+    # keeps it. It is 0 for an infinity below, nothing beside a score that a threshold can
+    # tell from 0, and positive, so that no entropy falls below a threshold of 0.
+    e = tf.exp(d) + 1e-35 / (1.0 - d)
     if criterion == "distance":
-        score = top[:, 0]
-    elif criterion == "max_probability":
-        score = 1.0 / tf.reduce_sum(e, -1)
-    elif criterion == "margin":
+        return tf.reshape(top, [1]) + 1e-30 * tf.reduce_sum(e, -1)
+    if criterion == "max_probability":
+        return 1.0 / tf.reduce_sum(e, -1)
+    if criterion == "margin":
         second = tf.math.top_k(e, 2).values[:, 1]
-        score = (1.0 - second) / tf.reduce_sum(e, -1)
-    else:
-        score = _entropy(d, e)
-    # XNNPACK's maximum and exponential may lose a NaN; subtraction and division do not.
-    # An infinity below is 0 here, and what is added to a score of finite logits is nothing.
-    return score + 1e-30 * tf.reduce_sum(1.0 / (d - 1.0), -1)
-
-
-def _entropy(d: tf.Tensor, e: tf.Tensor) -> tf.Tensor:
-    import tensorflow as tf
-
-    # 1 where d is 0 and 0 elsewhere, without a comparison.
-    is_top = tf.nn.relu(1.0 + d * 1e30)
+        return (1.0 - second) / tf.reduce_sum(e, -1)
+    is_top = tf.floor(e)  # 1 or 0, without a comparison
     # The sum of the others: 1 + it would round away what a sure exit is sure by.
     rest = tf.reduce_sum(e - is_top, -1) + (tf.reduce_sum(is_top, -1) - 1.0)
     weighted = tf.reduce_sum(e * tf.maximum(d, -104.0), -1)  # e^-104 is 0: no 0 · -inf
@@ -134,12 +117,8 @@ def _entropy(d: tf.Tensor, e: tf.Tensor) -> tf.Tensor:
 
 
 def _log1p(x: tf.Tensor) -> tf.Tensor:
-    """ln(1 + x) for x ≥ 0, exact near 0, where the logarithm of a rounded sum is not."""
+    """ln(1 + x) for x ≥ 0 to 2e-7, and to 2e-4 of itself where it is small."""
     import tensorflow as tf
 
-    small = tf.minimum(x, 0.125)
-    t = small / (2.0 + small)
-    square = t * t
-    series = 2.0 * t * (1.0 + square * (1 / 3 + square * (1 / 5 + square * (1 / 7))))
-    # ln((1 + x) / (1 + small)) is 0 where x is small.
-    return series + tf.math.log((1.0 + x) / (1.0 + small))
+    # Below x²/2 = 1.2e-7 the sum has rounded more away than x is too large by.
+    return tf.minimum(x, tf.math.log(1.0 + x) + 1.2e-7)

@@ -91,8 +91,7 @@ class SampleDriver(_Staged):
         limits = thresholds.tolist()
         walk = self._walk if self.patience is None else self._walk_patiently
         for index in range(count):
-            tensors = {name: value[index : index + 1] for name, value in samples.items()}
-            (score, label, probabilities), taken = walk(tensors, limits)
+            (score, label, probabilities), taken = walk(_one(samples, index), limits)
             answers[0][index] = label
             answers[1][index] = probabilities
             answers[2][index] = taken
@@ -127,7 +126,7 @@ class SampleDriver(_Staged):
     def logits(self, samples: Samples, count: int) -> np.ndarray:
         logits = np.zeros((len(self.programs), count, self.num_classes), np.float32)
         for index in range(count):
-            tensors = {name: value[index : index + 1] for name, value in samples.items()}
+            tensors = _one(samples, index)
             for k, program in enumerate(self.programs):
                 logits[k, index] = program.run(tensors)[0]
                 tensors.update(program.rest())
@@ -205,8 +204,9 @@ class CascadeDriver:
     ) -> list[np.ndarray]:
         answers = _blank(count, self.num_classes)
         for index in range(count):
-            tensors = {name: value[index : index + 1] for name, value in samples.items()}
-            answers[2][index] = self.program.run({**tensors, "thresholds": thresholds})[0]
+            tensors = _one(samples, index)
+            tensors["thresholds"] = thresholds
+            answers[2][index] = self.program.run(tensors)[0]
             rest = self.program.rest()
             answers[0][index] = rest["label"][0]
             answers[1][index] = rest["probabilities"][0]
@@ -222,6 +222,11 @@ class CascadeDriver:
             labels, probabilities, _, scores = self.predict(samples, count, thresholds)
             rows.append((scores, labels, probabilities))
         return [np.stack(parts) for parts in zip(*rows, strict=True)]
+
+
+def _one(samples: Samples, index: int) -> Samples:
+    """The rows [1, …] of one sample."""
+    return {name: value[index : index + 1] for name, value in samples.items()}
 
 
 def _blank(count: int, classes: int) -> list[np.ndarray]:

@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 
 from keras_branchy.runner.drivers import Driver, open_driver
 from keras_branchy.runner.manifest import Manifest
-from keras_branchy.runner.samples import as_samples
+from keras_branchy.runner.samples import SampleReader
 from keras_branchy.thresholds import check_thresholds, gate_thresholds
 
 __all__ = ["CallStatistics", "RunnerResult", "StageRunner"]
@@ -39,7 +38,7 @@ class CallStatistics:
     seconds: float
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class RunnerResult:
     """Answers in the order of the input, as `BranchyModel.predict_early` gives them.
 
@@ -48,17 +47,26 @@ class RunnerResult:
         probabilities: [B, C] float32, the softmax at the exit taken.
         exits: [B] int64, the exit taken, an index into `StageRunner.exit_names`.
         scores: [B] float32, the score of that exit's criterion (entropy for the last).
-        statistics: What the call did.
+        seconds: Wall-clock time of the call.
+        num_exits: How many exits the model has.
     """
 
     labels: np.ndarray
     probabilities: np.ndarray
     exits: np.ndarray
     scores: np.ndarray
-    statistics: CallStatistics
+    seconds: float
+    num_exits: int
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def statistics(self) -> CallStatistics:
+        """What the call did; counted when asked for, as it takes longer than a stage."""
+        left = np.bincount(self.exits, minlength=self.num_exits).tolist()
+        reached = [sum(left[index:]) for index in range(len(left))]
+        return CallStatistics(len(self), reached, left, self.seconds)
 
 
 class StageRunner:
@@ -109,6 +117,7 @@ class StageRunner:
                 "Pass the number of samples to compute at a time."
             )
         self.manifest = Manifest.load(path)
+        self._read = SampleReader(self.manifest.inputs)
         exits = self.manifest.exits[:-1]
         self._criteria = [row.criterion for row in exits]
         if thresholds is None and self.manifest.data["calibrated"]:
@@ -156,7 +165,7 @@ class StageRunner:
             ValueError: If `x` does not fit the model, or there are no thresholds.
         """
         start = time.perf_counter()
-        samples, count = as_samples(x, self.manifest.inputs)
+        samples, count = self._read(x)
         gate = self._gate
         if thresholds is not None:
             gate = self._as_gate(check_thresholds(thresholds, self.exit_names[:-1]))
@@ -167,8 +176,9 @@ class StageRunner:
                 "model.calibrate(validation_data, max_accuracy_drop=0.01), or pass "
                 f"thresholds= with {len(self._criteria)} floats."
             )
-        answers = self._run("predict", samples, count, gate)
-        return self._result(answers, count, start)
+        labels, probabilities, exits, scores = self._run("predict", samples, count, gate)
+        seconds, exit_count = time.perf_counter() - start, len(self._criteria) + 1
+        return RunnerResult(labels, probabilities, exits, scores, seconds, exit_count)
 
     def every_exit(self, x: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What each exit says of every sample, as `BranchyModel.calibrate` looks at it.
@@ -177,31 +187,28 @@ class StageRunner:
             scores [N, B] float32 (entropy at the last exit), labels [N, B] int64 and
             probabilities [N, B, C] float32.
         """
-        samples, count = as_samples(x, self.manifest.inputs)
+        samples, count = self._read(x)
         parts = self._run("every_exit", samples, count)
         return parts[0], parts[1], parts[2]
 
     def _run(self, verb: str, samples: dict, count: int, *args: Any) -> list[np.ndarray]:
         """Splits the samples among the threads, and joins the answers along them."""
         if self._pool is None or count < 2:
-            with self._driver() as driver:
-                return getattr(driver, verb)(samples, count, *args)
+            return self._with_driver(verb, samples, count, *args)
         edges = np.linspace(0, count, min(self._threads, count) + 1).astype(int)
 
         def part(start: int, stop: int) -> list[np.ndarray]:
             rows = {name: value[start:stop] for name, value in samples.items()}
-            with self._driver() as driver:
-                return getattr(driver, verb)(rows, stop - start, *args)
+            return self._with_driver(verb, rows, stop - start, *args)
 
         parts = list(self._pool.map(part, edges[:-1].tolist(), edges[1:].tolist()))
         axis = 1 if verb == "every_exit" else 0
         return [np.concatenate(arrays, axis) for arrays in zip(*parts, strict=True)]
 
-    @contextlib.contextmanager
-    def _driver(self) -> Iterator[Driver]:
+    def _with_driver(self, verb: str, samples: dict, count: int, *args: Any) -> Any:
         driver = self._drivers.get()
         try:
-            yield driver
+            return getattr(driver, verb)(samples, count, *args)
         finally:
             self._drivers.put(driver)
 
@@ -209,11 +216,3 @@ class StageRunner:
         if thresholds is None:
             return None
         return gate_thresholds(thresholds, self._criteria)
-
-    def _result(self, answers: list[np.ndarray], count: int, start: float) -> RunnerResult:
-        labels, probabilities, exits, scores = answers
-        left = np.bincount(exits, minlength=len(self.manifest.exits)).tolist()
-        reached = [sum(left[index:]) for index in range(len(left))]
-        seconds = time.perf_counter() - start
-        statistics = CallStatistics(count, reached, left, seconds)
-        return RunnerResult(labels, probabilities, exits, scores, statistics)
