@@ -64,13 +64,84 @@ def mnist_b_lenet():
     )
 
 
+def exit_gate():
+    """The gate inside a graph, beside what it replaces."""
+    report = json.loads((RESULTS / "exit_gate.json").read_text("utf-8"))
+    shapes = {}
+    for row in report["rows"]:
+        key = row["threads"], row["batch"], row["classes"]
+        shapes.setdefault(key, {})[row["implementation"]] = row
+    rows = []
+    for (threads, batch, classes), found in shapes.items():
+        native = found["native"]
+        rows.append(
+            (
+                f"{batch}×{classes}",
+                threads,
+                f"{native['median_us']:.2f} ± {native['spread_us']:.2f}",
+                *(
+                    f"{found[name]['median_us'] / native['median_us']:.1f}"
+                    for name in ("composite", "xla", "reference")
+                ),
+            )
+        )
+    header = ("B×C", "threads", "native, µs", "composite", "XLA", "reference")
+    return markdown(header, rows) + gate_setting(report)
+
+
+def gate_in_stages():
+    """Staged inference with the native gate and with the reference."""
+    report = json.loads((RESULTS / "exit_gate_stages.json").read_text("utf-8"))
+    runs = {}
+    for row in report["staged"]:
+        runs.setdefault((row["model"], row["batch"]), {})[row["implementation"]] = row
+    rows = [
+        (
+            model,
+            batch,
+            *(
+                f"{found[name]['median_us'] / 1e3:.2f} ± {found[name]['spread_us'] / 1e3:.2f}"
+                for name in ("native", "reference")
+            ),
+            speed(found["reference"]["median_us"] / found["native"]["median_us"]),
+        )
+        for (model, batch), found in sorted(runs.items())
+    ]
+    header = ("model", "batch", "native, ms", "reference, ms", "")
+    return markdown(header, rows) + gate_setting(report)
+
+
+def gate_compaction():
+    """What choosing the survivors of a batch costs in a graph."""
+    report = json.loads((RESULTS / "exit_gate_stages.json").read_text("utf-8"))
+    batches = {}
+    for row in report["compaction"]:
+        batches.setdefault(row["batch"], {})[row["work"]] = row
+    works = ("where", "where and gather", "boolean_mask")
+    rows = [
+        (batch, *(f"{row[work]['median_us']:.1f} ± {row[work]['spread_us']:.1f}"
+                  for work in works))  # fmt: skip
+        for batch, row in batches.items()
+    ]
+    header = ("batch", *(f"`{work}`, µs" for work in works))
+    return markdown(header, rows) + gate_setting(report)
+
+
+def gate_setting(report):
+    versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+    return (
+        f"\n`{report['command']}`, {report['date']}, {report['hardware']}; {versions}. "
+        "Medians; ± is half the distance between the quartiles.\n"
+    )
+
+
 def speed(ratio):
     return f"{ratio:.2f} times as fast" if ratio >= 1 else f"{1 / ratio:.2f} times slower"
 
 
 def markdown(header, rows):
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
 
 def rendered(text):
@@ -83,7 +154,8 @@ def rendered(text):
 
 
 def documents():
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    pages = sorted((ROOT / "docs").glob("*.md"))
+    return [ROOT / "README.md", ROOT / "custom_ops" / "README.md", *pages]
 
 
 def main():

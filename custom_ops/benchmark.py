@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Times the exit gate inside a graph: native, reference, composite and XLA.
 
-    python custom_ops/benchmark.py [--json FILE] [--quick]
+    python custom_ops/benchmark.py [--json FILE] [--quick] [--cpu-time]
 
 Each is the body of a `while_loop` of many turns, whose logits are another slice of a
 pool at each turn, so that nothing is hoisted; an empty loop with the same slice and the
@@ -11,7 +11,8 @@ meets all of them; given are medians, and half the distance between the quartile
 
 The composite is the fastest of several, which the JSON names. None of them has guards:
 they are wrong for NaN and infinite logits. Threads are set per process, so each count
-runs in a child.
+runs in a child. On a machine that is not quiet, `--cpu-time` counts the processor's time
+in place of the clock's, for one thread.
 """
 
 from __future__ import annotations
@@ -159,7 +160,13 @@ def check(tf: Any, runs: dict[str, Callable], pool: Any, batch: int) -> None:
             raise RuntimeError(f"{name} is wrong at {z.shape}")
 
 
-def measure(tf: Any, batch: int, classes: int, repeats: int) -> dict[str, list[float]]:
+def measure(
+    tf: Any,
+    batch: int,
+    classes: int,
+    repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Microseconds a turn for each implementation, the empty loops among them."""
     pool = tf.random.stateless_normal([POOL * batch, classes], [batch, classes]) * 3.0
     runs = {
@@ -170,9 +177,9 @@ def measure(tf: Any, batch: int, classes: int, repeats: int) -> dict[str, list[f
 
     def seconds(name: str, turns: int) -> float:
         argument = tf.constant(turns)
-        start = time.perf_counter()
+        start = clock()
         runs[name](argument)[-1].numpy()
-        return time.perf_counter() - start
+        return clock() - start
 
     turns = {}
     for name in runs:
@@ -211,7 +218,12 @@ def rows_of(samples: dict[str, list[float]], **shape: Any) -> list[dict[str, Any
     return rows
 
 
-def child(threads: int, shapes: list[tuple[int, int]], repeats: int) -> None:
+def child(
+    threads: int,
+    shapes: list[tuple[int, int]],
+    repeats: int,
+    clock: Callable[[], float],
+) -> None:
     """Measures in this process, and prints the rows as JSON."""
     import tensorflow as tf
 
@@ -219,7 +231,7 @@ def child(threads: int, shapes: list[tuple[int, int]], repeats: int) -> None:
     tf.config.threading.set_inter_op_parallelism_threads(threads)
     rows = []
     for batch, classes in shapes:
-        samples = measure(tf, batch, classes, repeats)
+        samples = measure(tf, batch, classes, repeats, clock)
         found = rows_of(samples, batch=batch, classes=classes, threads=threads)
         print_line(found)
         rows += found
@@ -258,13 +270,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path, help="write the results here")
     parser.add_argument("--quick", action="store_true", help="fewer repeats and shapes")
+    parser.add_argument("--cpu-time", action="store_true", help="one thread only")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     shapes = SHAPES[:3] if arguments.quick else SHAPES
     repeats = 3 if arguments.quick else arguments.repeats
     if arguments.child:
-        child(arguments.child, shapes, repeats)
+        clock = time.process_time if arguments.cpu_time else time.perf_counter
+        child(arguments.child, shapes, repeats, clock)
         return
     # The op must be the one of this checkout, and no warning may hide that it is not.
     environment = {
@@ -275,22 +289,23 @@ def main() -> None:
         "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
     }
     results = []
-    for threads in (1, 2):
+    flags = [name for name in ("--quick", "--cpu-time") if name in sys.argv]
+    for threads in (1,) if arguments.cpu_time else (1, 2):
         command = [sys.executable, __file__, "--child", str(threads)]
-        command += ["--repeats", str(repeats)] + (["--quick"] if arguments.quick else [])
+        command += ["--repeats", str(repeats), *flags]
         run = subprocess.run(command, stdout=subprocess.PIPE, env=environment, check=True)
         results.append(json.loads(run.stdout.splitlines()[-1]))
     if arguments.json:
-        arguments.json.write_text(json.dumps(report(results), indent=1) + "\n")
+        arguments.json.write_text(json.dumps(report(results, flags), indent=1) + "\n")
 
 
-def report(results: list[dict[str, Any]]) -> dict[str, Any]:
+def report(results: list[dict[str, Any]], flags: list[str]) -> dict[str, Any]:
     """The JSON document of all children's results."""
     from importlib.metadata import version
 
     return {
         "date": datetime.date.today().isoformat(),
-        "command": "python custom_ops/benchmark.py --json FILE",
+        "command": " ".join(["python custom_ops/benchmark.py --json FILE", *flags]),
         "hardware": f"{hardware()}, {results[0]['isa']}",
         "versions": {name: version(name) for name in ("tensorflow", "keras", "numpy")}
         | {"python": platform.python_version()},

@@ -266,17 +266,34 @@ inline Vector<Real> Score(const RowSums<Real>& sums) {
   return score + (largest - largest);
 }
 
+inline Floats Rounded(Floats scores) { return scores; }
+inline Lanes<double>::Scores Rounded(Doubles scores) {
+  return __builtin_convertvector(scores, Lanes<double>::Scores);
+}
+
 template <Criterion kCriterion, class Real>
 inline void Finish(const RowSums<Real>& sums, const ExitGate& gate, int64_t first,
                    int rows) {
-  const Vector<Real> score = Score<kCriterion, Real>(sums);
-  for (int row = 0; row < rows; ++row) {
-    const float rounded = static_cast<float>(score[row]);
-    gate.scores[first + row] = rounded;
-    gate.labels[first + row] = sums.label[row];
-    gate.exits[first + row] = kCriterion == Criterion::kEntropy
-                                  ? rounded < gate.threshold
-                                  : rounded >= gate.threshold;
+  typedef Lanes<Real> L;
+  constexpr int kCount = L::kCount;
+  const Vector<Real> exact = Score<kCriterion, Real>(sums);
+  const typename L::Scores scores = Rounded(exact);
+  const typename L::Decisions leaves = kCriterion == Criterion::kEntropy
+                                           ? scores < gate.threshold
+                                           : scores >= gate.threshold;
+  // True is -1 in every lane of a comparison, and 1 in memory.
+  const typename L::Bytes exits =
+      __builtin_convertvector((typename L::Decisions)(-leaves), typename L::Bytes);
+  // A copy whose length is known is one instruction.
+  const auto store = [&](size_t count) {
+    memcpy(gate.scores + first, &scores, count * sizeof(float));
+    memcpy(gate.labels + first, sums.label, count * sizeof(int64_t));
+    memcpy(gate.exits + first, &exits, count);
+  };
+  if (rows == kCount) {
+    store(kCount);
+  } else {
+    store(rows);
   }
 }
 

@@ -9,7 +9,6 @@
 // Lanes without a class take part with -inf, because a shuffle needs the whole warp.
 // Merging is in a fixed order and without atomics: equal calls give equal bits.
 #include <cuda_runtime.h>
-#include <math.h>
 
 #include "exit_gate.h"
 

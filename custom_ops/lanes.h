@@ -35,6 +35,10 @@ struct Lanes<float> {
   typedef float Vector __attribute__((vector_size(kVectorBytes)));
   typedef int32_t Integer;
   typedef Integer Integers __attribute__((vector_size(kVectorBytes)));
+  // Of as many lanes, for what a row gives.
+  typedef float Scores __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t Decisions __attribute__((vector_size(kVectorBytes)));
+  typedef uint8_t Bytes __attribute__((vector_size(kVectorBytes / 4)));
   static constexpr int kMantissaBits = 23;
   static constexpr int kBias = 127;
   // (e^r - 1) / r for |r| <= ln(2)/2, least relative error of e^r: 1.1e-7.
@@ -49,6 +53,9 @@ struct Lanes<double> {
   typedef double Vector __attribute__((vector_size(kVectorBytes)));
   typedef int64_t Integer;
   typedef Integer Integers __attribute__((vector_size(kVectorBytes)));
+  typedef float Scores __attribute__((vector_size(kVectorBytes / 2)));
+  typedef int32_t Decisions __attribute__((vector_size(kVectorBytes / 2)));
+  typedef uint8_t Bytes __attribute__((vector_size(kVectorBytes / 8)));
   static constexpr int kMantissaBits = 52;
   static constexpr int kBias = 1023;
   // 1 / k!: the next term is 2e-16 of e^r.

@@ -7,6 +7,7 @@
 #ifndef KERAS_BRANCHY_TESTS_CUDA_RUNTIME_H_
 #define KERAS_BRANCHY_TESTS_CUDA_RUNTIME_H_
 
+#include <math.h>
 #include <setjmp.h>
 #include <stdint.h>
 #include <stdio.h>
