@@ -78,7 +78,7 @@ def exit_gate():
             (
                 f"{batch}×{classes}",
                 threads,
-                f"{native['median_us']:.2f} ± {native['spread_us']:.2f}",
+                with_spread(native, 2),
                 *(
                     f"{found[name]['median_us'] / native['median_us']:.1f}"
                     for name in ("composite", "xla", "reference")
@@ -99,15 +99,13 @@ def gate_in_stages():
         (
             model,
             batch,
-            *(
-                f"{found[name]['median_us'] / 1e3:.2f} ± {found[name]['spread_us'] / 1e3:.2f}"
-                for name in ("native", "reference")
-            ),
+            with_spread(found["native"], 1),
+            with_spread(found["reference"], 1),
             speed(found["reference"]["median_us"] / found["native"]["median_us"]),
         )
         for (model, batch), found in sorted(runs.items())
     ]
-    header = ("model", "batch", "native, ms", "reference, ms", "")
+    header = ("model", "batch", "native, µs", "reference, µs", "")
     return markdown(header, rows) + gate_setting(report)
 
 
@@ -119,12 +117,15 @@ def gate_compaction():
         batches.setdefault(row["batch"], {})[row["work"]] = row
     works = ("where", "where and gather", "boolean_mask")
     rows = [
-        (batch, *(f"{row[work]['median_us']:.1f} ± {row[work]['spread_us']:.1f}"
-                  for work in works))  # fmt: skip
+        (batch, *(with_spread(row[work], 1) for work in works))
         for batch, row in batches.items()
     ]
     header = ("batch", *(f"`{work}`, µs" for work in works))
     return markdown(header, rows) + gate_setting(report)
+
+
+def with_spread(row, digits):
+    return f"{row['median_us']:.{digits}f} ± {row['spread_us']:.{digits}f}"
 
 
 def gate_setting(report):
