@@ -136,6 +136,59 @@ def gate_setting(report):
     )
 
 
+def training_modes():
+    """README's ways to train, `python benchmarks/training_modes.py`."""
+    runs = json.loads((RESULTS / "training_modes.json").read_text("utf-8"))["rows"]
+    (data,) = {run["settings"]["data"] for run in runs}
+    (batch_size,) = {run["settings"]["batch_size"] for run in runs}
+    by_way = {}
+    for run in runs:
+        by_way.setdefault(run["way"], []).append(run)
+    rows = [
+        (
+            way,
+            spread([run["exits"].get("exit_1") for run in taken]),
+            spread([run["exits"]["exit_2"] for run in taken]),
+            spread([run.get("early_exit") for run in taken]),
+            spread([run.get("cost") for run in taken]),
+            f"{sum(run['core_seconds'] for run in taken) / len(taken):.0f} s",
+        )
+        for way, taken in by_way.items()
+    ]
+    header = ("way", "exit 1", "exit 2", "leaving early", "of the multiplications", "core")
+    seeds = ", ".join(map(str, sorted({run["seed"] for run in runs})))
+    return (
+        markdown(header, rows)
+        + f"\n{data}. Mean and range over the seeds {seeds}; batches of {batch_size}, "
+        "epochs as in the lines. Lines that freeze the trunk start from the plain network "
+        "of the same seed, whose training is not in their seconds. "
+        f"{circumstances([run['made_with'] for run in runs])}.\n"
+    )
+
+
+def spread(shares):
+    """Mean and range in percent; empty where nothing was measured."""
+    shares = [100 * share for share in shares if share is not None]
+    if not shares:
+        return ""
+    mean = sum(shares) / len(shares)
+    return f"{mean:.2f} % ({min(shares):.2f} – {max(shares):.2f})"
+
+
+def circumstances(made):
+    """What runs were made with; all that occurs, where they differ."""
+
+    def each(values):
+        return " and ".join(sorted(set(values)))
+
+    names = made[0]["versions"]
+    versions = ", ".join(
+        f"{name} {each(one['versions'][name] for one in made)}" for name in names
+    )
+    machines = each(f"{one['cores']} cores of {one['processor']}" for one in made)
+    return f"{machines}, {each(one['date'][:10] for one in made)}; {versions}"
+
+
 def speed(ratio):
     return f"{ratio:.2f} times as fast" if ratio >= 1 else f"{1 / ratio:.2f} times slower"
 
