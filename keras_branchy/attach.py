@@ -10,8 +10,17 @@ from typing import Any
 import keras
 
 from keras_branchy.exit_branch import ExitBranch
-from keras_branchy.graph import Graph, inline, nodes_for, producer, rowless
+from keras_branchy.graph import (
+    Graph,
+    inline,
+    is_graph,
+    nodes_for,
+    operations,
+    producer,
+    rowless,
+)
 from keras_branchy.last_exit import Ending, find_ending
+from keras_branchy.names import rename_new
 
 __all__ = ["attach"]
 
@@ -38,6 +47,9 @@ def attach(
         branch.name = name
         outputs[name] = branch(taps[tap])
     outputs[names[-1]] = _last_output(graph.output, ending, names[-1])
+    known = {id(producer(made[0]).operation) for made in graph.calls.values()}
+    inputs = keras.tree.flatten(graph.inputs)
+    rename_new(operations(inputs, outputs.values()), known)
     return graph.inputs, outputs
 
 
@@ -65,11 +77,18 @@ def _check_backbone(backbone: Any) -> None:
             f"'{backbone.name}', {type(backbone).__name__}, which is subclassed or not "
             f"built. {remedy}"
         )
+    if not is_graph(backbone):
+        raise ValueError(
+            "`backbone` must compute what its graph shows. Received: "
+            f"'{backbone.name}' of type {type(backbone).__name__}, which has a `call` of "
+            "its own. Put what that adds into layers, and pass "
+            "keras.Model(inputs, outputs)."
+        )
     if len(backbone.outputs) != 1:
         raise ValueError(
             "`backbone` must have one output, its class scores. Received: "
             f"'{backbone.name}' with {len(backbone.outputs)} outputs "
-            f"{[output.name for output in backbone.outputs]}. Pass "
+            f"{[producer(output).operation.name for output in backbone.outputs]}. Pass "
             "keras.Model(backbone.inputs, the_output_to_keep)."
         )
 
@@ -133,12 +152,18 @@ def _last_output(output: Any, ending: Ending, name: str) -> Any:
 
 
 def _check_names(graph: Graph, names: list[str]) -> None:
+    inputs = {tensor.name for tensor in keras.tree.flatten(graph.inputs)}
     layers = {producer(made[0]).operation.name for made in graph.calls.values()}
-    taken = sorted(layers.intersection(names))
+    taken = sorted((layers | inputs).intersection(names))
     if taken:
         raise ValueError(
             f"The names {names} are those of the exits. Received: a backbone with layers "
-            f"named {taken}. Rename these layers."
+            f"or inputs named {taken}. Rename these."
+        )
+    if "logits" in inputs:
+        raise ValueError(
+            "Stages give their scores under the name 'logits'. Received: a backbone with "
+            "an input of that name. Rename the input."
         )
 
 
@@ -211,7 +236,14 @@ def _check_order(taps: dict[str, Any], graph: Graph, ending: Ending) -> None:
 
 
 def _check_batch(taps: dict[str, Any], graph: Graph) -> None:
-    loose = rowless(keras.tree.flatten(graph.inputs), taps.values())
+    loose = rowless(keras.tree.flatten(graph.inputs), [graph.output])
+    if id(graph.output) in loose:
+        raise ValueError(
+            "The backbone must give one row of class scores per sample. Received: an "
+            f"output of shape {tuple(graph.output.shape)}, whose first axis is not the "
+            "batch. End the backbone with a pooling or Flatten layer before its class "
+            "scores."
+        )
     for tap, tensor in taps.items():
         if id(tensor) in loose:
             raise ValueError(

@@ -16,11 +16,14 @@ from typing import Any
 import keras
 
 from keras_branchy.masks import AttachMask, mask_of
+from keras_branchy.names import keep_unique
 
 __all__ = [
     "Graph",
     "inline",
+    "is_graph",
     "nodes_for",
+    "operations",
     "producer",
     "replay",
     "rowless",
@@ -71,6 +74,13 @@ def nodes_for(tensors: Iterable[Any], known: set[int]) -> list[Any]:
         pending.append((tensor, True))
         pending.extend((needed, False) for needed in reversed(tensors_read(node)))
     return ordered
+
+
+def operations(inputs: Iterable[Any], outputs: Iterable[Any]) -> list[Any]:
+    """The operations of a graph, as often as they are called, its inputs among them."""
+    inputs = list(inputs)
+    nodes = nodes_for(outputs, {id(tensor) for tensor in inputs})
+    return [node.operation for node in [*map(producer, inputs), *nodes]]
 
 
 def replay(node: Any, tensors: Tensors, instead: Tensors | None = None) -> list[Any]:
@@ -147,19 +157,13 @@ def inline(model: keras.Model) -> Graph:
     Layers are shared with `model`, not copied. A layer of a nested model whose name is
     also another layer's is renamed to `outer_layer`, since names are unique in a graph.
     """
-    nodes = nodes_for(model.outputs, {id(tensor) for tensor in model.inputs})
     # A Sequential model has no structure of inputs, but one input.
     inputs = getattr(model, "_inputs_struct", model.inputs[0])
     graph = Graph(inputs, model.outputs[0])
-    names = {
-        operation.name: operation
-        for operation in [
-            *(producer(tensor).operation for tensor in model.inputs),
-            *(node.operation for node in nodes),
-        ]
-    }
+    found = operations(model.inputs, model.outputs)
+    names = {operation.name: operation for operation in found}
     tensors = {id(tensor): tensor for tensor in model.inputs}
-    again = any(is_graph(node.operation) for node in nodes)
+    again = any(map(is_graph, found))
     _walk(model, tensors, graph, "", names, again)
     graph.output = tensors[id(model.outputs[0])]
     return graph
@@ -180,7 +184,7 @@ def _walk(
         if is_graph(operation):
             _enter(node, tensors, graph, f"{address}/", names)
         elif again:
-            _keep_unique(operation, prefix, names)
+            keep_unique(operation, prefix, names)
             replay(node, tensors)
         else:
             tensors.update((id(tensor), tensor) for tensor in node.outputs)
@@ -222,17 +226,6 @@ def _with_mask(tensor: Any, mask: Any) -> Any:
     if mask is None or mask is mask_of(tensor):
         return tensor
     return AttachMask()(tensor, mask)
-
-
-def _keep_unique(operation: Any, prefix: str, names: dict) -> None:
-    if names.setdefault(operation.name, operation) is operation:
-        return
-    name = stem = f"{prefix.replace('/', '_').replace(':', '_')}{operation.name}"
-    count = 0
-    while names.setdefault(name, operation) is not operation:
-        count += 1
-        name = f"{stem}_{count}"
-    operation.name = name
 
 
 def is_graph(operation: Any) -> bool:

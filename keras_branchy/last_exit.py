@@ -66,8 +66,8 @@ def find_ending(output: Any) -> Ending | None:
 
 
 def _check_shape(output: Any) -> None:
-    shape = tuple(output.shape)
-    received = f"Received: an output of shape {shape} from '{output.name}'. "
+    shape, layer = tuple(output.shape), producer(output).operation.name
+    received = f"Received: an output of shape {shape} from '{layer}'. "
     if len(shape) > 2:
         kind = {3: "a sequence", 4: "a spatial map"}.get(len(shape), "a tensor")
         raise ValueError(
@@ -85,7 +85,7 @@ def _check_shape(output: Any) -> None:
     if shape[-1] == 1:
         raise ValueError(
             "The backbone must score at least two classes. Received: an output of one "
-            f"unit, shape {shape}, from '{output.name}'. For a yes-or-no answer use "
+            f"unit, shape {shape}, from '{layer}'. For a yes-or-no answer use "
             "keras.layers.Dense(2, activation='softmax') and labels 0 and 1."
         )
 

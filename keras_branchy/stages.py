@@ -8,16 +8,23 @@ their tensors. Stages hold stock layers and share the model's variables.
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import keras
 
-from keras_branchy.graph import nodes_for, producer, replay, rowless, tensors_read
+from keras_branchy.graph import (
+    nodes_for,
+    operations,
+    producer,
+    replay,
+    rowless,
+    tensors_read,
+)
 from keras_branchy.last_exit import LinearCall, find_ending
-from keras_branchy.masks import AttachMask, mask_of, masks_seen, without_mask
+from keras_branchy.masks import AttachMask, MaskUse, mask_of, readers, without_mask
+from keras_branchy.names import rename_new
 
 if TYPE_CHECKING:
     from keras_branchy.branchy_model import BranchyModel
@@ -88,6 +95,8 @@ class _Cutter:
             for nodes, targets in zip(self.nodes, self.targets, strict=True)
         ]
         self.names = _names(model, self.reads, self.nodes)
+        self.masks = MaskUse(model)
+        self._check_masks()
 
     def _plan(self, known: set[int]) -> list[list[Any]]:
         """The calls of each stage, given the ids of what is there before the first.
@@ -103,6 +112,27 @@ class _Cutter:
             known -= loose
         return plan
 
+    def _check_masks(self) -> None:
+        """Refuses a mask that only shows when the model runs, where it would be lost."""
+        nodes = [node for stage in self.nodes for node in stage]
+        if all(_is_stock(node.operation) for node in nodes):
+            return
+        hidden = [
+            tensor
+            for node in nodes
+            for tensor in node.input_tensors
+            if mask_of(tensor) is None and self.masks.finds(node, tensor)
+        ]
+        crossing = {id(tensor) for reads in self.reads for tensor in reads}
+        if any(id(tensor) in crossing for tensor in hidden):
+            layer = producer(hidden[0]).operation
+            raise ValueError(
+                "A mask would be lost where the model is cut. Received: layer "
+                f"'{layer.name}' ({type(layer).__name__}), whose output carries a mask "
+                "when it runs, but not in the graph. Set `supports_masking = True` in "
+                "it, and let its `compute_mask` return the mask."
+            )
+
     def stages(self) -> tuple[Stage, ...]:
         return tuple(map(self._stage, range(len(self.targets))))
 
@@ -117,7 +147,8 @@ class _Cutter:
     def _stage(self, index: int) -> Stage:
         inputs, tensors = self._inputs(index)
         for node in self.nodes[index]:
-            replay(node, tensors)
+            self._attach_masks(node, index, tensors)
+            replay(node, tensors, self.masks.as_found(node, self.nodes[index], tensors))
         live = self._live(index)
         made = {id(output) for node in self.nodes[index] for output in node.outputs}
         read = [tensors[id(target)] for target in self.targets[index]]
@@ -127,6 +158,8 @@ class _Cutter:
             for tensor in live
             if id(tensor) in made
         }
+        known = {id(node.operation) for nodes in self.nodes for node in nodes}
+        rename_new(operations(inputs.values(), outputs.values()), known)
         name = self.model.exit_names[index]
         return Stage(
             index,
@@ -136,36 +169,47 @@ class _Cutter:
         )
 
     def _inputs(self, index: int) -> tuple[dict[str, Any], dict[int, Any]]:
-        """Fresh inputs for what the stage reads, masks re-attached."""
+        """Fresh inputs for what the stage reads."""
         inputs, tensors = {}, {}
         for tensor in self.reads[index]:
             name = self.names[id(tensor)]
             # The batch is free even where the model's own is fixed: survivors are fewer.
             inputs[name] = keras.Input(tensor.shape[1:], dtype=tensor.dtype, name=name)
             tensors[id(tensor)] = inputs[name]
-        for tensor in self.reads[index]:
-            mask = mask_of(tensor)
-            if mask is not None and self._arrives_masked(index, tensor):
-                attach = AttachMask(name=f"{self.names[id(tensor)]}_masked")
-                tensors[id(tensor)] = attach(tensors[id(tensor)], tensors[id(mask)])
         return inputs, tensors
 
-    def _arrives_masked(self, index: int, tensor: Any) -> bool:
-        """Whether the first call of a stage that reads `tensor` finds its mask on it."""
-        for node in self.nodes[index]:
-            if any(tensor is read for read in node.input_tensors):
-                return (id(node), id(tensor)) in self.masks_seen
-        return False  # only the head reads it, which is given the mask as an argument
+    def _attach_masks(self, node: Any, index: int, tensors: dict[int, Any]) -> None:
+        """Puts masks on the inputs of the stage that a call is the first to read.
 
-    @functools.cached_property
-    def masks_seen(self) -> set[tuple[int, int]]:
-        return masks_seen(self.model)
+        Not before: where a model was loaded, the stage may have to make the mask itself.
+        """
+        reads = {id(tensor) for tensor in self.reads[index]}
+        for tensor in node.input_tensors:
+            here, mask = tensors[id(tensor)], mask_of(tensor)
+            if mask is None or mask_of(here) is not None or id(tensor) not in reads:
+                continue
+            if self._arrives_masked(index, tensor):
+                attach = AttachMask(name=f"{self.names[id(tensor)]}_masked")
+                tensors[id(tensor)] = attach(here, tensors[id(mask)])
+
+    def _arrives_masked(self, index: int, tensor: Any) -> bool:
+        """Whether a call of a stage that reads `tensor` finds its mask on it.
+
+        Where only the head reads it, it is given the mask as an argument.
+        """
+        calls = readers(self.nodes[index], tensor)
+        return any(self.masks.finds(node, tensor) for node in calls)
 
     def _logits(self, index: int, features: Any, mask: Any = None) -> Any:
         if index < len(self.model.branches):
             return _head(self.model.branches[index], features)(features, mask=mask)
         logits = features if self.peeled is None else LinearCall(self.peeled)(features)
         return logits if logits.dtype == "float32" else keras.ops.cast(logits, "float32")
+
+
+def _is_stock(operation: Any) -> bool:
+    """Whether Keras tells in the graph which masks it puts on."""
+    return type(operation).__module__.partition(".")[0] in ("keras", "keras_branchy")
 
 
 def _read_by_branch(node: Any) -> list[Any]:

@@ -12,7 +12,7 @@ from project import PACKAGE, ROOT, fresh_python, source_files
 
 # A module imports only from rows above its own.
 LAYERS = (
-    ("criteria", "masks"),
+    ("criteria", "masks", "names"),
     ("graph",),
     ("report", "thresholds", "by_exit"),
     ("threshold_search",),

@@ -59,7 +59,8 @@ def test_backbones_that_are_refused(backbone, message):
 def test_a_backbone_with_several_outputs_is_refused():
     one = small()
     two = keras.Model(one.input, [one.output, one.get_layer("pool").output], name="two")
-    with pytest.raises(ValueError, match=r"'two' with 2 outputs \[.*keras.Model\(backbone"):
+    message = r"'two' with 2 outputs \['[a-z_0-9]*', 'pool'\]. Pass keras.Model\(backbone"
+    with pytest.raises(ValueError, match=message):
         BranchyModel(two, exits("conv"))
 
 
@@ -136,8 +137,42 @@ def test_exits_out_of_order():
 
 def test_a_layer_with_the_name_of_an_exit():
     backbone = small(layers.Dense(4, activation="softmax", name="exit_1"))
-    with pytest.raises(ValueError, match=r"layers named \['exit_1'\]. Rename"):
+    with pytest.raises(ValueError, match=r"layers or inputs named \['exit_1'\]. Rename"):
         BranchyModel(backbone, exits("conv"))
+
+
+def test_an_input_with_the_name_of_an_exit_or_of_the_logits():
+    for name, message in (
+        ("exit_2", r"inputs named \['exit_2'\]. Rename"),
+        ("logits", r"under the name 'logits'.*Rename the input"),
+    ):
+        inputs = keras.Input((4,), name=name)
+        x = layers.Dense(4, name="first")(inputs)
+        backbone = keras.Model(inputs, layers.Dense(4, activation="softmax")(x))
+        with pytest.raises(ValueError, match=message):
+            BranchyModel(backbone, exits("first"))
+
+
+class Halves(keras.Model):
+    """Functional, but with a `call` that does more than its graph."""
+
+    def call(self, inputs, training=None, mask=None):
+        return super().call(inputs / 2, training=training)
+
+
+def test_a_functional_model_with_a_call_of_its_own():
+    one = small()
+    backbone = Halves(one.input, one.output, name="halves")
+    with pytest.raises(ValueError, match=r"'halves' of type Halves, which has a `call`"):
+        BranchyModel(backbone, exits("conv"))
+
+
+def test_scores_of_every_step_folded_into_the_batch():
+    inputs = keras.Input((7, 3))
+    x = keras.ops.reshape(layers.Dense(5, name="steps")(inputs), (-1, 5))
+    backbone = keras.Model(inputs, layers.Dense(4, activation="softmax")(x))
+    with pytest.raises(ValueError, match=r"one row of class scores per sample.*first axis"):
+        BranchyModel(backbone, exits("steps"))
 
 
 def test_unequal_numbers_of_classes():
