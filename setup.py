@@ -31,6 +31,8 @@ TEST = [
     *ONNX,
     "jsonschema>=4.23",
     "jax>=0.10",  # to train on another backend of Keras
+    "keras-tuner>=1.4.8",
+    "tensorboard>=2.20",  # which Keras' callback of that name writes with
     "pytest>=8.3",
     "pytest-timeout>=2.3",
     "hypothesis>=6.100",

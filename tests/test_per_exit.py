@@ -200,6 +200,7 @@ def test_a_compiled_model_compiles_again_from_its_config(model, data):
     assert len(again.optimizer.variables) == 2 + 2 * len(model.trainable_variables)
 
 
+@pytest.mark.long
 def test_training_resumes_with_the_state_of_the_optimizer(data, tmp_path):
     """The same steps from a file as without one; a fresh Adam would take others."""
     x, y = data
