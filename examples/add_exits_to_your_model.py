@@ -198,7 +198,7 @@ def parse_args():
     )
     parser.add_argument("--exits", type=int, default=2, help="how many to add")
     parser.add_argument("--max-accuracy-drop", type=float, default=0.01)
-    parser.add_argument("--quick", action="store_true", help="less than a minute")
+    parser.add_argument("--quick", action="store_true", help="about a minute")
     parser.add_argument("--save", help="a .keras file for the model with exits")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
