@@ -5,6 +5,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.compiled_model import CompiledModel
 from ai_edge_litert.interpreter import Interpreter
 from cases import MODELS, images, residual
@@ -83,6 +84,35 @@ def test_the_cascade_answers_under_its_names_at_any_threshold():
         want = expected["probabilities"]
         np.testing.assert_allclose(made["probabilities"], want, atol=1e-5)
         np.testing.assert_allclose(made["score"], expected["scores"], atol=1e-5)
+
+
+def convolutions_by_subgraph(path):
+    model = schema.Model.GetRootAsModel(path.read_bytes(), 0)
+    codes = [
+        model.OperatorCodes(k).BuiltinCode() for k in range(model.OperatorCodesLength())
+    ]
+    counts = []
+    for which in range(model.SubgraphsLength()):
+        graph = model.Subgraphs(which)
+        kinds = [
+            codes[graph.Operators(k).OpcodeIndex()] for k in range(graph.OperatorsLength())
+        ]
+        counts.append(kinds.count(schema.BuiltinOperator.CONV_2D))
+    return counts
+
+
+def test_later_stages_stand_in_the_branches_that_are_taken_last():
+    cascade = exported("residual", layout="cascade")
+    staged = exported("residual")
+    found = convolutions_by_subgraph(cascade.folder / "cascade.tflite")
+    wanted = [
+        sum(convolutions_by_subgraph(staged.folder / row["call"]["file"]))
+        for row in staged.manifest["stages"]
+    ]
+    assert wanted[0] and wanted[1]
+    # One graph for all, and two more for each decision, of which one is empty.
+    assert found[0] == wanted[0] and len(found) == 5
+    assert sorted(found[1:]) == sorted([0, 0, *wanted[1:]])
 
 
 def test_the_cascade_runs_as_a_compiled_model():

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from keras_branchy import networks
+from keras_branchy import cost, networks
 from keras_branchy.scoring import all_logits
 
 # Channels first, as kunglab/branchynet stores them: [out, in, rows, columns], [out, in].
@@ -116,6 +116,22 @@ def test_b_lenet_taps_the_first_convolution_before_its_pooling():
     assert first.live == ("conv1",)
     assert tuple(second.model.input["conv1"].shape) == (None, 30, 30, 5)
     assert model.criteria == ["entropy"]
+
+
+def test_the_light_exit_computes_nothing_of_the_trunk(rng):
+    model, plain = networks.b_lenet(light_exit=True), networks.b_lenet(backbone_only=True)
+    first, second = model.stages()
+    assert first.live == ("whole",) and first.model.count_params() == 592 + 4640 + 8010
+    rows = cost.stage_costs(model)
+    # By hand: 49 places of 6·6·16, 25 of 3·3·16·32, and 800·10.
+    assert (rows[0].trunk_macs, rows[0].head_macs) == (0, 28_224 + 115_200 + 8_000)
+    assert rows[1].trunk_macs == 1_140_070
+    for layer in plain.layers:
+        layer.set_weights(model.get_layer(layer.name).get_weights())
+    images = rng.random((3, 28, 28, 1), np.float32)
+    np.testing.assert_array_equal(
+        plain.predict_on_batch(images), model.predict_on_batch(images)["exit_2"]
+    )
 
 
 def test_b_lenet_takes_a_number_of_classes_and_a_name():

@@ -4,7 +4,15 @@
 from __future__ import annotations
 
 import keras
-from keras.layers import Conv2D, Dense, Flatten, MaxPooling2D, ReLU, ZeroPadding2D
+from keras.layers import (
+    Conv2D,
+    Dense,
+    Flatten,
+    Identity,
+    MaxPooling2D,
+    ReLU,
+    ZeroPadding2D,
+)
 
 from keras_branchy.branchy_model import BranchyModel
 from keras_branchy.exit_branch import ExitBranch
@@ -13,7 +21,11 @@ __all__ = ["b_lenet"]
 
 
 def b_lenet(
-    num_classes: int = 10, *, backbone_only: bool = False, name: str | None = None
+    num_classes: int = 10,
+    *,
+    backbone_only: bool = False,
+    light_exit: bool = False,
+    name: str | None = None,
 ) -> keras.Model:
     """Builds B-LeNet: a LeNet with one exit after its first convolution.
 
@@ -39,9 +51,15 @@ def b_lenet(
     `[channels, rows, columns]` there and `[rows, columns, channels]` here. The pooling
     layers round up, as Chainer's do, and biases are taken as they are.
 
+    `light_exit` puts another first exit under the same trunk, not the published one: it
+    reads the image itself with two strided convolutions, 0.151 M multiply-accumulates, and
+    nothing of the trunk is computed for an image that leaves. On a CPU, where `conv1` costs
+    more than that, it is the faster one; `benchmarks/litert.py` compares them.
+
     Args:
         num_classes: Number of classes.
         backbone_only: True for the plain LeNet, without the exit.
+        light_exit: True for a first exit that reads the image.
         name: Name of the model.
 
     Input shape:
@@ -66,13 +84,17 @@ def b_lenet(
     """  # noqa: E501 (a table cannot be broken)
     if backbone_only:
         return _lenet(num_classes, name or "lenet")
+    if light_exit:
+        exits = {"whole": ExitBranch(num_classes, layers=_light_branch())}
+        return BranchyModel(_lenet(num_classes, None, True), exits, name=name or "b_lenet")
     exits = {"conv1": ExitBranch(num_classes, layers=_branch())}
     return BranchyModel(_lenet(num_classes, None), exits, name=name or "b_lenet")
 
 
-def _lenet(num_classes: int, name: str | None) -> keras.Model:
+def _lenet(num_classes: int, name: str | None, tapped: bool = False) -> keras.Model:
     inputs = keras.Input((28, 28, 1), name="image")
-    x = ZeroPadding2D(3, name="pad1")(inputs)
+    x = Identity(name="whole")(inputs) if tapped else inputs  # an input has no tap
+    x = ZeroPadding2D(3, name="pad1")(x)
     x = Conv2D(5, 5, name="conv1")(x)  # [B, 30, 30, 5]
     x = MaxPooling2D(2, padding="same", name="pool1")(x)
     x = ReLU(name="relu1")(x)
@@ -97,4 +119,12 @@ def _branch() -> list[keras.layers.Layer]:
         Conv2D(10, 3, padding="same", name="branch1_conv1"),
         MaxPooling2D(2, padding="same", name="branch1_pool2"),  # [B, 8, 8, 10]
         ReLU(name="branch1_relu2"),
+    ]
+
+
+def _light_branch() -> list[keras.layers.Layer]:
+    return [
+        # [B, 7, 7, 16]
+        Conv2D(16, 6, strides=4, padding="same", activation="relu", name="branch1_conv1"),
+        Conv2D(32, 3, activation="relu", name="branch1_conv2"),  # [B, 5, 5, 32]
     ]
