@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Thresholds from what every exit said of held-out samples; NumPy only."""
+"""Thresholds from what every exit says of held-out samples; NumPy only."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from keras_branchy.criteria import CRITERIA
+from keras_branchy.answers import Answers
+from keras_branchy.guarantees import Guarantee, certified
+from keras_branchy.midpoints import thresholds_at
 from keras_branchy.report import CalibrationReport, OperatingPoint
-from keras_branchy.threshold_search import HUGE, NEAR, Order, ThresholdSearch
+from keras_branchy.targets import Target
+from keras_branchy.threshold_search import ThresholdSearch
 
 __all__ = ["CalibrationReport", "OperatingPoint", "calibrate"]
 
@@ -23,10 +26,17 @@ def calibrate(
     num_classes: int,
     *,
     max_accuracy_drop: float | None = None,
+    min_accuracy: float | None = None,
+    max_disagreement: float | None = None,
+    max_cost: float | None = None,
     exit_shares: Sequence[float] | None = None,
+    confidence: Any = None,
+    agrees: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
+    trunk_costs: Sequence[float] | None = None,
     exit_names: Sequence[str] | None = None,
 ) -> CalibrationReport:
-    """Chooses thresholds for N exits from n held-out samples.
+    """Chooses thresholds on held-out answers, for exactly one target.
 
     Args:
         scores: For each exit but the last, [n] scores of its criterion; NaN never exits.
@@ -36,15 +46,27 @@ def calibrate(
         criteria: Criterion names of every exit but the last.
         num_classes: Number of classes, which bounds the scores.
         max_accuracy_drop: Largest accuracy to lose against the last exit, a fraction.
-        exit_shares: Instead, the share of all samples to leave at each exit but the last.
-        exit_names: Names for the report; `exit_1`, … by default.
+        min_accuracy: Instead: the accuracy to keep, a fraction.
+        max_disagreement: Instead: the largest share of samples whose answer may differ
+            from the last exit's.
+        max_cost: Instead: the largest mean cost of a sample, in the unit of the costs.
+        exit_shares: Instead: the share of all samples that leaves at each exit but the
+            last.
+        confidence: None, to keep the target on these samples; a probability, to keep it
+            with that on samples to come; `"mean"`, to keep it there on average.
+        agrees: [N, n] bool, whether each exit's label is the last exit's. By default,
+            whether both are right, or both wrong.
+        labels: [n] int, the right classes, for what each class loses.
+        trunk_costs: [N] costs without the heads, for the other counting.
+        exit_names: Names of the exits for the report.
 
     Returns:
         The report with the chosen thresholds.
 
     Raises:
-        ValueError: If there is no sample, the arrays do not fit together, costs fall, or
-            there is not exactly one valid target.
+        ValueError: If there is no sample, the arrays do not fit together, costs fall,
+            there is not exactly one valid target, it cannot be met, or so few samples
+            cannot show it.
 
     Example:
 
@@ -52,137 +74,133 @@ def calibrate(
     import numpy as np
     from keras_branchy.calibration import calibrate
 
-    entropy = np.array([0.1, 0.2, 0.9, 1.0])
-    correct = np.array([[True, True, True, False], [True, True, True, True]])
-    report = calibrate([entropy], correct, [1, 4], ["entropy"], 10, max_accuracy_drop=0.0)
-    assert 0.9 < report.thresholds[0] < 1.0 and report.accuracy == 1.0
+    scores = [np.array([0.1, 0.9, 1.1])]
+    correct = np.array([[True, True, False], [True, True, True]])
+    report = calibrate(scores, correct, [1, 4], ["entropy"], 10, max_accuracy_drop=0.0)
+    assert 0.9 < report.thresholds[0] < 1.1 and report.accuracy == 1.0
     ```
     """
-    _check_samples(scores, correct, costs, len(criteria))
-    _check_target(max_accuracy_drop, exit_shares, len(criteria))
-    search = ThresholdSearch(scores, correct, costs, criteria)
-    front: list[tuple[int, ...]] = []
-    if exit_shares is not None:
-        chosen = search.with_shares(exit_shares)
+    answers = Answers(
+        scores, correct, costs, criteria, num_classes, agrees, labels, trunk_costs
+    )
+    target = Target.of(
+        len(answers.criteria),
+        max_accuracy_drop=max_accuracy_drop,
+        min_accuracy=min_accuracy,
+        max_disagreement=max_disagreement,
+        max_cost=max_cost,
+        exit_shares=exit_shares,
+    )
+    guarantee = None
+    if confidence is None:
+        thresholds, front = _on_these(answers, target)
     else:
-        front = search.front()
-        chosen = search.cheapest(front, float(max_accuracy_drop or 0.0))
-        front = search.unbeaten([*front, chosen])
-    bounds = [CRITERIA[name].bounds(num_classes) for name in criteria]
-    names = exit_names or [f"exit_{k}" for k in range(1, len(criteria) + 2)]
+        thresholds, guarantee = certified(answers, target, confidence)
+        front = _front(answers)
+    return _report(answers, target, thresholds, front, guarantee, exit_names)
+
+
+def _search(answers: Answers, counted: np.ndarray) -> ThresholdSearch:
+    return ThresholdSearch(answers.scores, counted, answers.costs, answers.criteria)
+
+
+def _front(answers: Answers) -> list[list[float | None]]:
+    search = _search(answers, answers.correct)
+    return [thresholds_at(search, cuts, answers.bounds) for cuts in search.front()]
+
+
+def _on_these(
+    answers: Answers, target: Target
+) -> tuple[list[float | None], list[list[float | None]]]:
+    """The best thresholds on these samples, and those of a front with them on it."""
+    search = _search(answers, answers.correct)
+    if target.name == "exit_shares":
+        chosen = search.with_shares(target.value)
+        return thresholds_at(search, chosen, answers.bounds), []
+    front = search.front()
+    if target.name == "max_cost":
+        budget = target.value / answers.costs[-1]
+        chosen = search.most_accurate(front, budget)
+        _check_met(search.measure(chosen)[1] <= budget * (1 + 1e-9), target, answers)
+    else:
+        counted, needed = target.needed(answers.correct, answers.agrees)
+        counting = search if counted is answers.correct else _search(answers, counted)
+        start = front if counting is search else counting.front()
+        chosen = counting.cheapest(start, needed)
+        _check_met(counting.measure(chosen)[0] >= needed, target, answers)
+    front = search.unbeaten([*front, chosen])
+    at = [thresholds_at(search, cuts, answers.bounds) for cuts in [chosen, *front]]
+    return at[0], at[1:]
+
+
+def _check_met(met: bool, target: Target, answers: Answers) -> None:
+    if met:
+        return
+    if target.name == "max_cost":
+        raise ValueError(
+            f"`max_cost`={target.value:g} cannot be kept: leaving at the first exit costs "
+            f"{answers.costs[0]:g}. Put the first exit earlier, or give it a smaller head."
+        )
+    raise ValueError(
+        f"{target.name}={target.value} cannot be kept: the last exit is right on "
+        f"{answers.correct[-1].mean():.2%} of these samples, and no thresholds were found "
+        "that do as much. Ask for less, or train the model further."
+    )
+
+
+def _report(
+    answers: Answers,
+    target: Target,
+    thresholds: list[float | None],
+    front: list[list[float | None]],
+    guarantee: Guarantee | None,
+    exit_names: Sequence[str] | None,
+) -> CalibrationReport:
+    exits = answers.exits(thresholds)
+    there = [exits == index for index in range(len(answers.costs))]
+    names = exit_names or [f"exit_{k}" for k in range(1, len(answers.costs) + 1)]
     return CalibrationReport(
         exit_names=list(names),
-        criteria=list(criteria),
-        point=_point(search, chosen, bounds),
-        front=[_point(search, cuts, bounds) for cuts in front],
-        samples=search.samples,
-        last_accuracy=float(search.correct[-1].mean()),
-        exit_accuracy=[float(x) for x in search.correct.mean(axis=1)],
-        accuracy_where_taken=_accuracy_where_taken(search, chosen),
-        exit_costs=[float(x) for x in search.costs],
-        max_accuracy_drop=None if max_accuracy_drop is None else float(max_accuracy_drop),
+        criteria=list(answers.criteria),
+        point=_point(answers, thresholds),
+        front=[_point(answers, point) for point in front],
+        samples=answers.samples,
+        last_accuracy=float(answers.correct[-1].mean()),
+        exit_accuracy=[float(x) for x in answers.correct.mean(axis=1)],
+        accuracy_where_taken=[
+            float(row[here].mean()) if here.any() else None
+            for row, here in zip(answers.correct, there, strict=True)
+        ],
+        exit_costs=[float(x) for x in answers.costs / answers.costs[-1]],
+        target={target.name: target.value},
+        guarantee=guarantee,
+        trunk_cost=_trunk_cost(answers, exits),
+        class_drops=_class_drops(answers, exits),
     )
 
 
-def _point(
-    search: ThresholdSearch, cuts: Sequence[int], bounds: Sequence[tuple[float, float]]
-) -> OperatingPoint:
-    """The operating point at `cuts`, its thresholds between two scores."""
-    right, cost = search.measure(cuts)
-    exits = search.taken(cuts)
-    thresholds = [
-        _threshold(order, cuts[index], exits >= index, bounds[index])
-        for index, order in enumerate(search.orders)
-    ]
-    shares = np.bincount(exits, minlength=search.exits + 1) / search.samples
+def _trunk_cost(answers: Answers, exits: np.ndarray) -> float | None:
+    costs = answers.trunk_costs
+    return None if costs is None else float((costs[exits] / costs[-1]).mean())
+
+
+def _class_drops(answers: Answers, exits: np.ndarray) -> list[float | None] | None:
+    """Accuracy that each class loses; None for a class without samples."""
+    if answers.labels is None:
+        return None
+    right = answers.correct[exits, np.arange(answers.samples)]
+    lost = answers.correct[-1] * 1.0 - right
+    of_class = [lost[answers.labels == label] for label in range(answers.num_classes)]
+    return [float(values.mean()) if len(values) else None for values in of_class]
+
+
+def _point(answers: Answers, thresholds: list[float | None]) -> OperatingPoint:
+    exits = answers.exits(thresholds)
+    right = answers.correct[exits, np.arange(answers.samples)]
+    shares = np.bincount(exits, minlength=len(answers.costs)) / answers.samples
     return OperatingPoint(
         thresholds=thresholds,
-        accuracy=right / search.samples,
-        cost=cost,
+        accuracy=float(right.mean()),
+        cost=float((answers.costs[exits] / answers.costs[-1]).mean()),
         shares=[float(share) for share in shares],
     )
-
-
-def _accuracy_where_taken(
-    search: ThresholdSearch, cuts: Sequence[int]
-) -> list[float | None]:
-    """Accuracy of each exit on the samples that leave there; None where none does."""
-    exits = search.taken(cuts)
-    return [
-        float(row[exits == index].mean()) if (exits == index).any() else None
-        for index, row in enumerate(search.correct)
-    ]
-
-
-def _threshold(
-    order: Order, cut: int, reaching: np.ndarray, bounds: tuple[float, float]
-) -> float | None:
-    """Midway between the last score that leaves and the first that stays."""
-    here = reaching[order.samples]
-    leaving, staying = order.scores[:cut][here[:cut]], order.scores[cut:][here[cut:]]
-    if not len(leaving):
-        return None
-    last = float(leaving[-1])
-    if len(staying):
-        return (last + float(staying[0])) / 2
-    return _beyond(last, order.exits_below, bounds)
-
-
-def _beyond(last: float, exits_below: bool, bounds: tuple[float, float]) -> float:
-    """A threshold at which every sample leaves, the least sure one scoring `last`."""
-    step = NEAR * max(abs(last), 1.0)
-    if exits_below:
-        return max((last + bounds[1]) / 2, last + step)
-    if math.isinf(bounds[0]):
-        return max(last - max(abs(last), 1.0), -HUGE)
-    return min((last + bounds[0]) / 2, last - step)
-
-
-def _check_samples(
-    scores: Sequence[np.ndarray], correct: np.ndarray, costs: Sequence[float], exits: int
-) -> None:
-    shape, given = np.shape(correct), [np.shape(score) for score in scores]
-    if shape[-1:] == (0,):
-        raise ValueError(
-            "Calibration needs held-out samples with labels. Received: 0 samples."
-        )
-    if len(shape) != 2 or shape[0] != exits + 1 or given != [shape[1:]] * exits:
-        raise ValueError(
-            "`correct` must be [exits, samples], and `scores` [samples] for each exit but "
-            f"the last, of {exits} criteria. Received: correct of shape {shape}, scores "
-            f"of shapes {given}."
-        )
-    cost = np.asarray(costs, np.float64)
-    rising = cost.shape == shape[:1] and (np.diff(cost) >= 0).all() and cost[0] > 0
-    if not (rising and np.isfinite(cost).all()):
-        raise ValueError(
-            f"`costs` must be {exits + 1} numbers of more than 0 that never fall: what a "
-            "sample costs that leaves at each exit, everything before it included. "
-            f"Received: costs={list(costs)}."
-        )
-
-
-def _check_target(
-    max_accuracy_drop: float | None, exit_shares: Sequence[float] | None, exits: int
-) -> None:
-    if (max_accuracy_drop is None) == (exit_shares is None):
-        raise ValueError(
-            "Calibration needs exactly one target. Received: max_accuracy_drop="
-            f"{max_accuracy_drop}, exit_shares={exit_shares}. Pass for example "
-            "max_accuracy_drop=0.01 to lose at most one point of accuracy."
-        )
-    if max_accuracy_drop is not None and not 0.0 <= max_accuracy_drop <= 1.0:
-        raise ValueError(
-            "`max_accuracy_drop` is a fraction between 0 and 1. Received: "
-            f"{max_accuracy_drop}. One point of accuracy is 0.01."
-        )
-    if exit_shares is None:
-        return
-    shares = np.asarray(exit_shares, np.float64)
-    fit = shares.shape == (exits,) and (shares >= 0).all() and shares.sum() <= 1 + 1e-9
-    if not fit:
-        raise ValueError(
-            "`exit_shares` holds the share of all samples that leaves at each exit but "
-            f"the last: {exits} numbers of at least 0 with a sum of at most 1. Received: "
-            f"{exit_shares}."
-        )

@@ -4,13 +4,20 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from keras_branchy.criteria import CRITERIA
+from keras_branchy.guarantees import Guarantee
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["CalibrationReport", "OperatingPoint"]
+
+HEADER = ("exit", "leaves if", "share", "right there", "right on all", "cost")
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,12 @@ class CalibrationReport:
         exit_accuracy: Accuracy of each exit on all of them.
         accuracy_where_taken: Accuracy of each exit on those that leave there.
         exit_costs: Cost of leaving at each exit, as a share of the last.
-        max_accuracy_drop: The drop that was allowed, or `None`.
+        target: What was asked for: its name and value.
+        guarantee: What holds for samples to come, where a confidence was asked for.
+        trunk_cost: The mean cost as published figures count it, heads left out, as a
+            share of the whole trunk's; None where it is not known.
+        class_drops: [C] accuracy that each class loses against the last exit, None for a
+            class without samples; None where labels are not known.
     """
 
     exit_names: list[str]
@@ -56,7 +68,10 @@ class CalibrationReport:
     exit_accuracy: list[float]
     accuracy_where_taken: list[float | None]
     exit_costs: list[float]
-    max_accuracy_drop: float | None = None
+    target: dict[str, Any] = field(default_factory=dict)
+    guarantee: Guarantee | None = None
+    trunk_cost: float | None = None
+    class_drops: list[float | None] | None = None
 
     @property
     def thresholds(self) -> list[float | None]:
@@ -85,16 +100,26 @@ class CalibrationReport:
             Path(path).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
         return data
 
-    def __str__(self) -> str:
-        drop = (self.last_accuracy - self.accuracy) * 100
-        allowed = (
-            ""
-            if self.max_accuracy_drop is None
-            else f", {self.max_accuracy_drop * 100:.2f} allowed"
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Accuracy against cost: the front, the chosen point, and the last exit.
+
+        Args:
+            ax: Axes to draw on; new ones by default.
+        """
+        from keras_branchy.plots import accuracy_against_cost
+
+        points = self.front or [self.point]
+        return accuracy_against_cost(
+            [point.cost for point in points],
+            [point.accuracy for point in points],
+            chosen=(self.cost, self.accuracy),
+            plain=(1.0, self.last_accuracy),
+            ax=ax,
         )
-        header = ("exit", "leaves if", "share", "right there", "right on all", "cost")
-        rows = [header, *map(self._row, range(len(self.exit_names)))]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+
+    def __str__(self) -> str:
+        rows = self._table()
+        widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
         lines = [
             "  ".join(
                 cell.ljust(width) if column < 2 else cell.rjust(width)
@@ -102,15 +127,67 @@ class CalibrationReport:
             ).rstrip()
             for row in rows
         ]
-        return "\n".join(
-            [
-                f"Calibrated on {self.samples:,} samples: {_percent(self.accuracy)} right "
-                f"with early exits, {_percent(self.last_accuracy)} at the last exit "
-                f"({drop:.2f} points lost{allowed}).",
-                *lines,
-                f"Mean cost {_percent(self.cost)} of the whole model: "
-                f"{1 / self.cost:.2f} times less.",
-            ]
+        return "\n".join([self._summary(), *lines, *self._conclusions()])
+
+    def _repr_html_(self) -> str:
+        """The same in a notebook."""
+        head, *rows = [
+            "".join(f"<{cell}>{escape(text)}</{cell}>" for text in row)
+            for cell, row in zip(["th", *["td"] * len(self.exit_names)], self._table(),
+                                 strict=True)
+        ]  # fmt: skip
+        body = "".join(f"<tr>{row}</tr>" for row in rows)
+        said = "".join(f"<p>{escape(line)}</p>" for line in self._conclusions())
+        return (
+            f"<p>{escape(self._summary())}</p><table><thead><tr>{head}</tr></thead>"
+            f"<tbody>{body}</tbody></table>{said}"
+        )
+
+    def _table(self) -> list[tuple[str, ...]]:
+        return [HEADER, *map(self._row, range(len(self.exit_names)))]
+
+    def _summary(self) -> str:
+        drop = (self.last_accuracy - self.accuracy) * 100
+        allowed = (
+            ""
+            if "max_accuracy_drop" not in self.target
+            else f", {self.target['max_accuracy_drop'] * 100:.2f} allowed"
+        )
+        return (
+            f"Calibrated on {self.samples:,} samples: {_percent(self.accuracy)} right "
+            f"with early exits, {_percent(self.last_accuracy)} at the last exit "
+            f"({drop:.2f} points lost{allowed})."
+        )
+
+    def _conclusions(self) -> list[str]:
+        cost = (
+            f"Mean cost {_percent(self.cost)} of the whole model: {1 / self.cost:.2f} "
+            "times less."
+        )
+        if self.trunk_cost is not None:
+            cost = (
+                f"{cost[:-1]} ({_percent(self.trunk_cost)} with heads left out, as "
+                "published figures count)."
+            )
+        lines = [cost]
+        drops = {i: d for i, d in enumerate(self.class_drops or []) if d is not None}
+        worst = max(drops, key=lambda label: drops[label], default=0)
+        if drops.get(worst, 0) > 0:
+            lines.append(f"Class {worst} loses most: {100 * drops[worst]:.2f} points.")
+        if self.guarantee is not None:
+            lines.append(self._promise(self.guarantee))
+        return lines
+
+    @staticmethod
+    def _promise(guarantee: Guarantee) -> str:
+        pairs = zip(guarantee.risks, guarantee.limits, strict=True)
+        seen = ", ".join(
+            f"{_percent(risk)} where {_percent(limit)} is the limit"
+            for risk, limit in pairs
+        )
+        return (
+            f"{guarantee.statement} Tested on {guarantee.samples:,} of the samples, which "
+            f"chose nothing: {seen}."
         )
 
     def _row(self, index: int) -> tuple[str, ...]:

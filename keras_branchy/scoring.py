@@ -102,8 +102,8 @@ def calibrate(
     model: BranchyModel,
     data: Any,
     y: Any,
-    max_accuracy_drop: float | None,
-    exit_shares: Sequence[float] | None,
+    targets: dict[str, Any],
+    costs: Sequence[float] | None,
     batch_size: int | None,
     verbose: Any,
 ) -> CalibrationReport:
@@ -121,22 +121,27 @@ def calibrate(
         for values, criterion in zip(logits, model.criteria, strict=False)
     ]
     answers = np.stack([gate_scores(values)[1] for values in logits])
+    counted, trunk = _exit_costs(model) if costs is None else (costs, None)
     report = choose_thresholds(
         scores,
         answers == labels,
-        _exit_costs(model),
+        counted,
         model.criteria,
         model.num_classes,
-        max_accuracy_drop=max_accuracy_drop,
-        exit_shares=exit_shares,
+        agrees=answers == answers[-1],
+        labels=labels,
+        trunk_costs=trunk,
         exit_names=model.exit_names,
+        **targets,
     )
     model.thresholds = report.thresholds
     return report
 
 
-def _exit_costs(model: BranchyModel) -> list[float]:
-    """MACs of a sample that leaves at each exit, heads counted."""
+def _exit_costs(
+    model: BranchyModel,
+) -> tuple[Sequence[float], list[float] | None]:
+    """MACs of a sample that leaves at each exit, heads counted, and left out."""
     from keras_branchy import cost
 
     try:
@@ -146,5 +151,6 @@ def _exit_costs(model: BranchyModel) -> list[float]:
             f"The expected cost counts stages, not multiplications: {error}",
             stacklevel=4,
         )
-        return [float(index + 1) for index in range(len(model.exit_names))]
-    return [float(row.macs_to_leave) for row in rows]
+        return [float(index + 1) for index in range(len(model.exit_names))], None
+    with_heads = [float(row.macs_to_leave) for row in rows]
+    return with_heads, [float(row.trunk_macs_to_leave) for row in rows]

@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_branchy.criteria import CRITERIA
 
-__all__ = ["check_thresholds", "gate_thresholds"]
+__all__ = ["check_patience", "check_thresholds", "gate_thresholds"]
 
 # The gate compares in float32.
 LARGEST = float(np.finfo(np.float32).max)
@@ -79,3 +79,17 @@ def gate_thresholds(
         ],
         np.float32,
     )
+
+
+def check_patience(patience: Any) -> None:
+    """Refuses what is neither None nor a number of exits that can agree.
+
+    Raises:
+        ValueError: If it is anything else.
+    """
+    whole = isinstance(patience, int) and not isinstance(patience, bool)
+    if patience is not None and not (whole and patience >= 2):
+        raise ValueError(
+            "`patience` must be None, or the number of successive exits that must "
+            f"agree, an integer of at least 2. Received: patience={patience!r}."
+        )

@@ -14,30 +14,42 @@ from project import PACKAGE, ROOT, fresh_python, source_files
 LAYERS = (
     ("criteria", "masks", "names"),
     ("graph",),
-    ("report", "thresholds", "by_exit"),
-    ("threshold_search",),
-    ("reference", "native", "calibration", "plots", "runner", "last_exit", "per_exit"),
+    ("thresholds", "by_exit", "risk", "targets", "plots"),
+    ("threshold_search", "answers"),
+    ("midpoints",),
+    ("candidates",),
+    ("guarantees",),
+    ("report",),
+    ("reference", "native", "calibration", "runner", "last_exit", "per_exit"),
     ("exit_branch", "exit_gate"),
-    ("attach",),
+    ("attach", "early_exiting"),
     ("branchy_model",),
     ("stages", "batches"),
     ("early_exit", "cost"),
     ("scoring",),
     ("export",),
+    ("outcome", "drift"),
     ("networks", "callbacks", "cli"),
 )
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 
 # The verbs of BranchyModel import what does their work when they are called.
-LAZILY_UPWARD = {"branchy_model"}
+LAZILY_UPWARD = {"early_exiting"}
 
 FRAMEWORKS = {"tensorflow", "keras"}
 WITHOUT_FRAMEWORKS = {
+    "answers",
     "calibration",
+    "candidates",
     "criteria",
+    "drift",
+    "guarantees",
+    "midpoints",
     "plots",
     "report",
+    "risk",
     "runner",
+    "targets",
     "threshold_search",
     "thresholds",
 }
@@ -53,6 +65,9 @@ THIRD_PARTY = {
     "onnx",
     "onnxruntime",
     "tf2onnx",
+    "tensorflow_datasets",
+    "typer",
+    "rich",
 }
 
 

@@ -115,6 +115,7 @@ def unrelated(count, exits, seed):
 @pytest.mark.parametrize("seed", range(8))
 def test_near_the_least_cost_where_not_all_combinations_are_tried(monkeypatch, seed):
     # As if there were too many samples: 2,048 combinations of 24³.
+    monkeypatch.setattr(threshold_search, "ALL", 2**11)
     monkeypatch.setattr(threshold_search, "CELLS", 2**11)
     scores, correct, costs = unrelated(23, 3, seed)
     for drop in (0.0, 0.1):
@@ -319,8 +320,16 @@ def test_the_front_rises_in_accuracy_with_cost():
 @pytest.mark.parametrize(
     "target, message",
     [
-        ({}, r"exactly one target. Received: max_accuracy_drop=None, exit_shares=None"),
-        ({"max_accuracy_drop": 0.1, "exit_shares": [0.5]}, r"exactly one target"),
+        ({}, r"exactly one target, of max_accuracy_drop, .*Received: none"),
+        (
+            {"max_accuracy_drop": 0.1, "exit_shares": [0.5]},
+            r"Received: max_accuracy_drop=0.1, exit_shares=\[0.5\]",
+        ),
+        ({"min_accuracy": -0.1}, r"`min_accuracy` is a fraction between 0 and 1"),
+        ({"max_disagreement": "1"}, r"`max_disagreement` is a fraction"),
+        ({"max_cost": 0}, r"`max_cost` is the mean cost of a sample.*Received: 0"),
+        ({"max_cost": float("inf")}, r"`max_cost` is the mean cost of a sample"),
+        ({"max_cost": 0.5}, r"`max_cost`=0.5 cannot be kept: leaving at the first exit"),
         (
             {"max_accuracy_drop": 1.5},
             r"a fraction between 0 and 1. Received: 1.5. One point",
@@ -364,3 +373,57 @@ SCORES, RIGHT = [np.array([0.1, 0.2], np.float32)], np.ones((2, 2), bool)
 def test_arrays_that_do_not_fit_together(scores, correct, costs, message):
     with pytest.raises(ValueError, match=message):
         calibrate(scores, correct, costs, ["entropy"], 10, max_accuracy_drop=0.1)
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        ({"agrees": RIGHT[:1]}, r"Received: .*, agrees of shape \(1, 2\)\."),
+        ({"labels": [1]}, r"Received: .*, labels of shape \(1,\)\."),
+    ],
+)
+def test_what_comes_beside_must_fit_too(more, message):
+    with pytest.raises(ValueError, match=message):
+        calibrate(SCORES, RIGHT, [1, 2], ["entropy"], 10, max_cost=1.5, **more)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("exits", [2, 3])
+def test_the_most_accurate_within_a_budget(exits, seed):
+    scores, correct, costs = held_out(40, exits, np.random.default_rng(seed))
+    criteria = ["entropy"] * (exits - 1)
+    for share in (0.5, 0.7, 0.9):
+        budget = costs[0] + share * (costs[-1] - costs[0])
+        report = calibrate(scores, correct, costs, criteria, 10, max_cost=budget)
+        taken = exits_by_rule(scores, criteria, report.thresholds)
+        assert costs[taken].mean() <= budget * (1 + 1e-9)
+        best = 0
+        for combination in itertools.product(*([-1.0, *np.unique(s)] for s in scores)):
+            leaves = [s <= t for s, t in zip(scores, combination, strict=True)]
+            at = np.select(leaves, range(len(scores)), len(scores))
+            if costs[at].mean() <= budget * (1 + 1e-9):
+                best = max(best, np.choose(at, correct).sum())
+        assert report.accuracy * 40 == pytest.approx(best)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_accuracy_and_an_agreement_are_kept_at_the_least_cost(seed):
+    rng = np.random.default_rng(seed)
+    scores, correct, costs = held_out(40, 3, rng)
+    criteria = ["entropy"] * 2
+    wanted = correct[-1].mean() - 0.1
+    report = calibrate(scores, correct, costs, criteria, 10, min_accuracy=wanted)
+    assert report.accuracy >= wanted - 1e-9
+    needed = np.ceil(wanted * 40 - 1e-9)
+    assert report.cost == pytest.approx(cheapest_of_all(scores, correct, costs, needed))
+    agrees = rng.random((3, 40)) < [[0.6], [0.8], [1.1]]
+    report = calibrate(scores, correct, costs, criteria, 10, max_disagreement=0.1,
+                       agrees=agrees)  # fmt: skip
+    best = cheapest_of_all(scores, agrees, costs, 36)
+    assert report.cost == pytest.approx(best)
+
+
+def test_an_accuracy_that_no_exit_has():
+    scores, correct, costs = held_out(60, 3, np.random.default_rng(0))
+    with pytest.raises(ValueError, match=r"min_accuracy=0.999 cannot be kept: the last"):
+        calibrate(scores, correct, costs, ["entropy"] * 2, 10, min_accuracy=0.999)

@@ -238,7 +238,7 @@ def test_an_installed_wheel_has_the_op(native, tmp_path):
     run(*pip, "--target", target, tree, XDG_CACHE_HOME=str(tmp_path))
     code = "from keras_branchy import native; print(native.status().library)"
     installed = run(
-        *[sys.executable, "-c", code],
+        *[sys.executable, "-P", "-c", code],  # not the checkout, should it be the cwd
         PYTHONPATH=str(target),
         KERAS_BRANCHY_CUSTOM_OPS="on",
         XDG_CACHE_HOME=str(tmp_path / "empty"),

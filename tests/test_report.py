@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report that a person reads after calibration."""
 
+import html
 import json
+import re
 
+import matplotlib.pyplot as plt
 import numpy as np
 
 from keras_branchy.calibration import calibrate
@@ -47,3 +50,47 @@ def test_json_holds_everything(tmp_path):
     assert read["point"]["thresholds"] == made.thresholds
     assert read["exit_names"] == ["exit_1", "exit_2", "exit_3"]
     assert len(read["front"]) == len(made.front)
+
+
+def counted():
+    """Of two exits, with labels and both countings; the second sample leaves wrongly."""
+    scores = [np.array([0.1, 0.2, 0.6, 0.9])]
+    correct = np.array([[1, 0, 0, 0], [1, 1, 1, 0]], bool)
+    return calibrate(
+        scores, correct, [2, 4], ["entropy"], 4, exit_shares=[0.5],
+        labels=[0, 1, 1, 3], trunk_costs=[1, 4],
+    )  # fmt: skip
+
+
+def test_both_countings_and_what_each_class_loses():
+    made = counted()
+    assert made.cost == 0.75 and made.trunk_cost == (2 * 1 + 2 * 4) / 16
+    assert made.class_drops == [0.0, 0.5, None, 0.0]
+    assert str(made).splitlines()[-2:] == [
+        "Mean cost 75.00 % of the whole model: 1.33 times less (62.50 % with heads left "
+        "out, as published figures count).",
+        "Class 1 loses most: 50.00 points.",
+    ]
+
+
+def test_a_notebook_shows_the_same():
+    made = counted()
+    shown = made._repr_html_()
+    text = re.sub("<[^>]*>", " ", shown)
+    for line in str(made).splitlines():
+        for cell in line.split("  "):
+            assert html.escape(cell.strip()) in text
+    assert shown.count("<tr>") == 3 and shown.count("<th>") == 6
+    assert "entropy &lt; 0.4 nats" in shown
+
+
+def test_a_plot_of_the_front_and_the_chosen_point():
+    made = report(0.25)
+    ax = made.plot()
+    curve = {tuple(pair) for line in ax.get_lines() for pair in line.get_xydata()}
+    for point in [made.point, *made.front]:
+        assert any(
+            np.allclose(pair, (100 * point.cost, 100 * point.accuracy)) for pair in curve
+        )
+    assert counted().plot(ax) is ax
+    plt.close("all")

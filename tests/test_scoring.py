@@ -51,6 +51,30 @@ def test_calibrate_sets_what_it_reports(model, rng):
     assert report.exit_costs[-1] == 1.0 and report.exit_costs[0] < report.exit_costs[1]
 
 
+def test_calibrate_for_samples_to_come(model, rng):
+    x = images(400, rng)
+    outputs = [value.argmax(-1) for value in model.predict(x, verbose=0).values()]
+    y = rng.integers(0, 4, 400)  # disagreement does not ask who is right
+    asked = {"max_disagreement": 0.3, "confidence": 0.9}
+    report = model.calibrate(x, y, **asked, verbose=0)
+    assert report.guarantee.samples == 200 and report.guarantee.risks[0] < 0.3
+    assert 0 < report.shares[2] < 1
+    answer = model.predict_early(x, verbose=0)
+    np.testing.assert_array_equal(answer.labels, np.choose(answer.exits, outputs))
+    assert model.thresholds == report.thresholds
+
+
+def test_costs_of_ones_own(model, rng):
+    x, y = images(200, rng), rng.integers(0, 4, 200)
+    report = model.calibrate(x, y, max_cost=2.0, costs=[1.0, 2.5, 3.0], verbose=0)
+    assert report.exit_costs == [1 / 3, 2.5 / 3, 1.0]
+    taken = model.predict_early(x, verbose=0).exits
+    assert report.cost * 3 == pytest.approx(np.take([1.0, 2.5, 3.0], taken).mean())
+    assert 1.0 < report.cost * 3 <= 2.0
+    with pytest.raises(ValueError, match=r"`costs` must be 3 numbers"):
+        model.calibrate(x, y, max_cost=2.0, costs=[1.0, 2.5], verbose=0)
+
+
 def test_broken_samples_stay_to_the_end(model, rng):
     x = images(60, rng)
     y = model.predict(x, verbose=0)["exit_3"].argmax(-1)

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Thresholds that keep a target on data to come, with a stated probability.
+
+Half of the samples lay a path of candidates, from one that is surely safe to one that is
+too bold; the other half tests them in that order (`risk.RiskTest`). The halves are drawn at
+random, with a fixed seed. Nothing is tested on the samples that it was chosen on, so the
+statement holds for any network, any scores, and samples drawn like the calibration's.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from keras_branchy.answers import Answers
+from keras_branchy.candidates import candidates
+from keras_branchy.risk import RiskTest
+from keras_branchy.targets import Target
+
+__all__ = ["Guarantee", "certified"]
+
+FEWEST_FOR_A_PATH = 20
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """What holds for samples to come, and the test that says so.
+
+    Attributes:
+        statement: The guarantee, in one sentence.
+        confidence: The probability, over the draw of the calibration samples, that it
+            holds; `"mean"` if it holds on average over these draws.
+        limits: The largest mean losses that the target allows.
+        risks: The mean losses of the chosen thresholds on the test samples.
+        samples: How many samples tested; they chose nothing.
+    """
+
+    statement: str
+    confidence: float | str
+    limits: list[float]
+    risks: list[float]
+    samples: int
+
+
+def certified(
+    answers: Answers, target: Target, confidence: Any, seed: int = 0
+) -> tuple[list[float | None], Guarantee]:
+    """The boldest thresholds on the path that the test lets pass.
+
+    Args:
+        answers: The calibration samples.
+        target: What is to be kept.
+        confidence: As for `RiskTest`.
+        seed: Of the split into halves.
+
+    Raises:
+        ValueError: If so few samples cannot show the target, with the number needed, or
+            not even the safest thresholds pass.
+    """
+    test = RiskTest(confidence)
+    limits = _limits(target, answers)
+    chosen_by, tested_on = _split(answers, target, test, limits, seed)
+    path = candidates(chosen_by, target)
+    requirements = [_losses(target, tested_on, thresholds) for thresholds in path]
+    passed = test.walk([list(zip(losses, limits, strict=True)) for losses in requirements])
+    if not passed:
+        raise ValueError(_refusal(target, test, limits, requirements[0], tested_on.samples))
+    if len(passed) == 1 and target.is_risk:
+        warnings.warn(
+            f"No early exit could be shown to keep {target.name}={target.value} at "
+            f"confidence={confidence}: every sample goes to the last exit. Give more "
+            "samples, allow more, or train the exits further.",
+            stacklevel=2,
+        )
+    guarantee = Guarantee(
+        statement=_statement(target, test, answers),
+        confidence=confidence,
+        limits=limits,
+        risks=[evidence.risk for evidence in passed[-1]],
+        samples=tested_on.samples,
+    )
+    return path[len(passed) - 1], guarantee
+
+
+def _limits(target: Target, answers: Answers) -> list[float]:
+    """The largest mean of each loss of `_losses`."""
+    if target.is_risk:
+        return [target.limit]
+    if target.name == "exit_shares":
+        left = np.cumsum(target.value)
+        return [float(max(1.0 - share, 0.0)) for share in left]
+    least, most = answers.costs[0], answers.costs[-1]
+    if target.value < least:
+        raise ValueError(
+            f"`max_cost`={target.value:g} cannot be kept: leaving at the first exit costs "
+            f"{least:g}. Received: costs from {least:g} to {most:g}. Put the first exit "
+            "earlier, or give it a smaller head."
+        )
+    return [float(min((target.value - least) / (most - least), 1.0)) if most > least else 1]
+
+
+def _losses(
+    target: Target, answers: Answers, thresholds: Sequence[float | None]
+) -> list[np.ndarray]:
+    """Each loss [n] that the target bounds, at these thresholds."""
+    taken = answers.exits(thresholds)
+    if target.is_risk:
+        good = target.good(answers.correct, answers.agrees)
+        return [~good[taken, np.arange(answers.samples)]]
+    if target.name == "exit_shares":
+        return [taken > index for index in range(len(answers.criteria))]
+    least, most = answers.costs[0], answers.costs[-1]
+    return [(answers.costs[taken] - least) / max(most - least, 1e-300)]
+
+
+def _split(
+    answers: Answers, target: Target, test: RiskTest, limits: list[float], seed: int
+) -> tuple[Answers, Answers]:
+    """Samples for the path and for the test: halves, but the test gets what it needs."""
+    least = max(test.samples_needed(limit) for limit in limits)
+    enough = least + FEWEST_FOR_A_PATH
+    if answers.samples < enough:
+        known = math.isfinite(enough)
+        needs = f"at least {enough:,} samples" if known else "more than any number"
+        raise ValueError(
+            f"{target.name}={target.value} at confidence={test.confidence} needs {needs}: "
+            f"{FEWEST_FOR_A_PATH} to choose candidates on, and others to test them on. "
+            f"Received: {answers.samples:,} samples. Give more, allow more, or ask for "
+            "less confidence."
+        )
+    # A test that just suffices lets no loss pass; a tenth more costs the path little.
+    wanted = min(math.ceil(1.1 * least), answers.samples - FEWEST_FOR_A_PATH)
+    tested = max(math.ceil(answers.samples / 2), wanted)
+    order = np.random.default_rng(seed).permutation(answers.samples)
+    return answers.of(order[tested:]), answers.of(order[:tested])
+
+
+# ---- In words -----------------------------------------------------------------------
+def _statement(target: Target, test: RiskTest, answers: Answers) -> str:
+    if test.on_average:
+        start = "On average over calibration sets like this one,"
+    else:
+        start = f"With {100 * float(test.confidence):g} % confidence,"
+    value = target.value
+    says = {
+        "max_accuracy_drop": "the last exit's right answer is lost for at most "
+        "{:.4g} % of new samples, so accuracy drops by no more",
+        "min_accuracy": "accuracy on new samples is at least {:.4g} %",
+        "max_disagreement": "the answer differs from the last exit's for at most "
+        "{:.4g} % of new samples",
+    }
+    if target.is_risk:
+        return f"{start} {says[target.name].format(100 * value)}."
+    if target.name == "max_cost":
+        share = 100 * value / answers.costs[-1]
+        return (
+            f"{start} the mean cost of new samples is at most {value:.4g}, {share:.4g} % "
+            "of the whole model's."
+        )
+    left = ", ".join(f"{100 * share:.4g} %" for share in np.cumsum(value))
+    return f"{start} at least {left} of new samples have left by the exits in turn."
+
+
+def _refusal(
+    target: Target,
+    test: RiskTest,
+    limits: list[float],
+    losses: list[np.ndarray],
+    samples: int,
+) -> str:
+    seen = ", ".join(f"{100 * float(np.mean(loss)):.4g} %" for loss in losses)
+    allowed = ", ".join(f"{100 * limit:.4g} %" for limit in limits)
+    return (
+        f"Not even the safest thresholds can be shown to keep {target.name}={target.value} "
+        f"at confidence={test.confidence}. Received: {samples:,} test samples with a mean "
+        f"loss of {seen}, where {allowed} is the limit. Allow more, give more samples, or "
+        "train the model further."
+    )

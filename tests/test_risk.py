@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tests of a risk against exact binomial arithmetic and simulation."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from keras_branchy.risk import RiskTest, binomial_cdf
+
+
+def exact_cdf(successes, trials, probability):
+    """Σ C(n, k) p^k (1-p)^(n-k) in exact arithmetic."""
+    p = Fraction(probability)
+    return float(
+        sum(
+            math.comb(trials, k) * p**k * (1 - p) ** (trials - k)
+            for k in range(successes + 1)
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    "trials, probability", [(1, 0.5), (7, 0.125), (60, 0.01), (300, 0.25)]
+)
+def test_the_binomial_distribution(trials, probability):
+    k = np.arange(-1, trials + 1)
+    want = [exact_cdf(int(x), trials, probability) for x in k]
+    np.testing.assert_allclose(binomial_cdf(k, trials, probability), want, rtol=1e-10)
+
+
+def test_the_binomial_distribution_at_its_ends():
+    assert binomial_cdf(np.array([0, 3]), 3, 0.0).tolist() == [1.0, 1.0]
+    assert binomial_cdf(np.array([0, 2, 3]), 3, 1.0).tolist() == [0.0, 0.0, 1.0]
+    # 1e5 terms of a long tail still sum up to one.
+    assert binomial_cdf(np.array([200_000]), 200_000, 0.02)[0] == pytest.approx(1, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    "confidence, needed", [(0.9, 230), (0.95, 299), (0.99, 459), ("mean", 99)]
+)
+def test_the_samples_that_one_percent_needs(confidence, needed):
+    test = RiskTest(confidence)
+    assert test.samples_needed(0.01) == needed
+    for count in (needed - 1, needed):
+        assert test(np.zeros(count), 0.01).passes is (count == needed)
+        assert (test.losses_allowed(count, 0.01) >= 0) is (count == needed)
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
+@pytest.mark.parametrize("count, limit", [(500, 0.02), (300, 0.05), (459, 0.01)])
+def test_a_test_lets_through_as_many_losses_as_the_tail_allows(confidence, count, limit):
+    test = RiskTest(confidence)
+    allowed = test.losses_allowed(count, limit)
+    delta = 1 - confidence
+    assert exact_cdf(allowed, count, limit) <= delta < exact_cdf(allowed + 1, count, limit)
+    losses = np.zeros(count, bool)
+    losses[:allowed] = True
+    assert test(losses, limit).passes
+    losses[allowed] = True
+    assert not test(losses, limit).passes
+
+
+def test_on_average_allows_what_conformal_risk_control_says():
+    """(n·R̂ + 1) / (n + 1) ≤ limit."""
+    test = RiskTest("mean")
+    for count in (99, 100, 1000):
+        allowed = test.losses_allowed(count, 0.01)
+        assert (allowed + 1) / (count + 1) <= 0.01 < (allowed + 2) / (count + 1)
+        assert test(np.arange(count) < allowed, 0.01).passes
+        assert not test(np.arange(count) < allowed + 1, 0.01).passes
+
+
+def test_losses_that_are_no_zeros_and_ones():
+    """Rejected less often than 1 - confidence where the mean is just above the limit."""
+    rng = np.random.default_rng(0)
+    test = RiskTest(0.9)
+    wrong = np.mean([test(rng.beta(2, 3, 400), 0.399).passes for _ in range(2000)])
+    assert wrong <= 0.1 + 3 * math.sqrt(0.09 / 2000)
+    assert np.mean([test(rng.beta(2, 3, 400), 0.5).passes for _ in range(200)]) > 0.9
+
+
+def test_the_walk_ends_at_the_first_that_fails():
+    test = RiskTest(0.95)
+    fine, bad = [(np.zeros(400), 0.01)], [(np.ones(400), 0.01)]
+    assert len(test.walk([fine, fine, bad, fine])) == 2
+    assert test.walk([bad, fine]) == []
+    both = [(np.zeros(400), 0.01), (np.ones(400), 0.5)]
+    assert len(test.walk([fine, both])) == 1
+    (found,) = test.walk([fine])[0]
+    assert (found.risk, found.limit, found.samples) == (0.0, 0.01, 400)
+
+
+@pytest.mark.parametrize("confidence", [0.0, 1.0, -1, 1.5, np.nan, True, "often", None])
+def test_a_confidence_that_is_none(confidence):
+    with pytest.raises(ValueError, match=r"`confidence` is a probability between 0 and 1"):
+        RiskTest(confidence)
+
+
+def test_limits_that_cannot_or_need_not_be_tested():
+    assert RiskTest(0.95).samples_needed(0.0) == math.inf
+    assert RiskTest(0.95).samples_needed(1.0) == 1
+    assert not RiskTest(0.95)(np.zeros(10_000), 0.0).passes
+    assert RiskTest(0.95)(np.ones(10), 1.0).passes
+    assert RiskTest(0.95)(np.full(10, 0.5), 1.0).passes
