@@ -64,6 +64,159 @@ def mnist_b_lenet():
     )
 
 
+# What a reader chooses among; the rest is in litert.json.
+RUNTIMES = [
+    ("tensorflow", "a `tf.function`"),
+    ("onnxruntime", "onnxruntime"),
+    ("litert", "LiteRT"),
+    ("cascade", "LiteRT, the cascade file"),
+    ("stage_runner", "`StageRunner`"),
+]
+
+
+def litert_runtimes():
+    """One image at a time, by runtime: the plain LeNet, B-LeNet, and its light exit."""
+    report = json.loads((RESULTS / "litert.json").read_text("utf-8"))
+    base = plain_in_litert(report)["mean_us"]
+    rows = []
+    for runtime, name in RUNTIMES:
+        for row in report["rows"]:
+            shown = NETWORKS.get(row["network"])
+            if row["runtime"] == runtime and shown and in_short(row):
+                title = name + (f", {row['quantization']}" if row["quantization"] else "")
+                rows.append((title, shown, *figures(row, base)))
+    return markdown(("runtime", "network", *FIGURES), rows) + surroundings(report)
+
+
+NETWORKS = {"lenet": "plain LeNet", "b_lenet": "B-LeNet", "light_exit": "light exit"}
+FIGURES = ("µs an image", "99th percentile", "accuracy", "leave at exit 1", "times as fast")
+
+
+def in_short(row):
+    return row["quantization"] in (None, "dynamic" if row["runtime"] == "cascade" else None)
+
+
+def litert_exits():
+    """Every first exit that was tried under the trunk of LeNet, in float32 cascades."""
+    report = json.loads((RESULTS / "litert.json").read_text("utf-8"))
+    base = plain_in_litert(report)["mean_us"]
+    rows = [
+        (f"`{row['network']}`", *figures(row, base))
+        for row in sorted(report["rows"], key=lambda row: row["mean_us"])
+        if row["runtime"] == "cascade" and row["quantization"] is None
+    ]
+    return markdown(("first exit", *FIGURES), rows) + surroundings(report)
+
+
+def plain_in_litert(report):
+    return next(
+        row
+        for row in report["rows"]
+        if row["runtime"] == "litert" and row["quantization"] is None
+    )
+
+
+def figures(row, base):
+    return (
+        f"{row['mean_us']:.1f}",
+        f"{row['p99_us']:.1f}",
+        f"{100 * row['accuracy']:.2f} %",
+        "" if row["plain"] else f"{100 * row['shares'][0]:.1f} %",
+        f"{base / row['mean_us']:.2f}",
+    )
+
+
+def surroundings(report):
+    made = report["made_with"]
+    return (
+        f"\n{report['images']:,} test images of MNIST, batch of one, one thread of "
+        f"{made['processor']}, {made['date'][:10]}. From NumPy to a label; for each image "
+        f"the median of {report['rounds']} rounds in turn.\n"
+    )
+
+
+def litert_parity():
+    """Exported files against Keras, thresholds at the median scores."""
+    report = json.loads((RESULTS / "litert_parity.json").read_text("utf-8"))
+    rows = [
+        (
+            f"`{row['network']}`",
+            f"`{row['layout']}`",
+            row["quantization"] or "float32",
+            f"{row['images']:,}",
+            row["differ"],
+            row["near_threshold"],
+            f"{100 * row['exits_moved']:.2f} %",
+            f"{100 * row['accuracy_lost']:+.2f} points",
+        )
+        for row in report["rows"]
+    ]
+    header = (
+        "network",
+        "layout",
+        "numbers",
+        "images",
+        "differ",
+        "near the threshold",
+        "exits that differ",
+        "accuracy lost",
+    )
+    return markdown(header, rows)
+
+
+def training_modes():
+    """README's ways to train, `python benchmarks/training_modes.py`."""
+    runs = json.loads((RESULTS / "training_modes.json").read_text("utf-8"))["rows"]
+    (data,) = {run["settings"]["data"] for run in runs}
+    (batch_size,) = {run["settings"]["batch_size"] for run in runs}
+    by_way = {}
+    for run in runs:
+        by_way.setdefault(run["way"], []).append(run)
+    rows = [
+        (
+            way,
+            spread([run["exits"].get("exit_1") for run in taken]),
+            spread([run["exits"]["exit_2"] for run in taken]),
+            spread([run.get("early_exit") for run in taken]),
+            spread([run.get("cost") for run in taken]),
+            f"{sum(run['core_seconds'] for run in taken) / len(taken):.0f} s",
+        )
+        for way, taken in by_way.items()
+    ]
+    header = ("way", "exit 1", "exit 2", "leaving early", "of the multiplications", "core")
+    seeds = ", ".join(map(str, sorted({run["seed"] for run in runs})))
+    return (
+        markdown(header, rows)
+        + f"\n{data}. Mean and range over the seeds {seeds}; batches of {batch_size}, "
+        "epochs as in the lines. Lines that freeze the trunk start from the plain network "
+        "of the same seed, whose training is not in their seconds. "
+        f"{circumstances([run['made_with'] for run in runs])}.\n"
+    )
+
+
+def spread(shares):
+    """Mean and range in percent; empty where nothing was measured."""
+    shares = [100 * share for share in shares if share is not None]
+    if not shares:
+        return ""
+    mean = sum(shares) / len(shares)
+    return f"{mean:.2f} % ({min(shares):.2f} – {max(shares):.2f})"
+
+
+def circumstances(made):
+    """What runs were made with; all that occurs, where they differ."""
+
+    def each(values):
+        return " and ".join(sorted(set(values)))
+
+    names = made[0]["versions"]
+    versions = ", ".join(
+        f"{name} {each(one['versions'][name] for one in made)}" for name in names
+    )
+    machines = each(f"{one['cores']} cores of {one['processor']}" for one in made)
+    return f"{machines}, {each(one['date'][:10] for one in made)}; {versions}"
+
+
 def exit_gate():
     """The gate inside a graph, beside what it replaces."""
     report = json.loads((RESULTS / "exit_gate.json").read_text("utf-8"))
@@ -134,59 +287,6 @@ def gate_setting(report):
         f"\n`{report['command']}`, {report['date']}, {report['hardware']}; {versions}. "
         "Medians; ± is half the distance between the quartiles.\n"
     )
-
-
-def training_modes():
-    """README's ways to train, `python benchmarks/training_modes.py`."""
-    runs = json.loads((RESULTS / "training_modes.json").read_text("utf-8"))["rows"]
-    (data,) = {run["settings"]["data"] for run in runs}
-    (batch_size,) = {run["settings"]["batch_size"] for run in runs}
-    by_way = {}
-    for run in runs:
-        by_way.setdefault(run["way"], []).append(run)
-    rows = [
-        (
-            way,
-            spread([run["exits"].get("exit_1") for run in taken]),
-            spread([run["exits"]["exit_2"] for run in taken]),
-            spread([run.get("early_exit") for run in taken]),
-            spread([run.get("cost") for run in taken]),
-            f"{sum(run['core_seconds'] for run in taken) / len(taken):.0f} s",
-        )
-        for way, taken in by_way.items()
-    ]
-    header = ("way", "exit 1", "exit 2", "leaving early", "of the multiplications", "core")
-    seeds = ", ".join(map(str, sorted({run["seed"] for run in runs})))
-    return (
-        markdown(header, rows)
-        + f"\n{data}. Mean and range over the seeds {seeds}; batches of {batch_size}, "
-        "epochs as in the lines. Lines that freeze the trunk start from the plain network "
-        "of the same seed, whose training is not in their seconds. "
-        f"{circumstances([run['made_with'] for run in runs])}.\n"
-    )
-
-
-def spread(shares):
-    """Mean and range in percent; empty where nothing was measured."""
-    shares = [100 * share for share in shares if share is not None]
-    if not shares:
-        return ""
-    mean = sum(shares) / len(shares)
-    return f"{mean:.2f} % ({min(shares):.2f} – {max(shares):.2f})"
-
-
-def circumstances(made):
-    """What runs were made with; all that occurs, where they differ."""
-
-    def each(values):
-        return " and ".join(sorted(set(values)))
-
-    names = made[0]["versions"]
-    versions = ", ".join(
-        f"{name} {each(one['versions'][name] for one in made)}" for name in names
-    )
-    machines = each(f"{one['cores']} cores of {one['processor']}" for one in made)
-    return f"{machines}, {each(one['date'][:10] for one in made)}; {versions}"
 
 
 def speed(ratio):
