@@ -147,8 +147,8 @@ class EarlyExiting(MultiExitTraining):
 
         Every exit is computed once per sample; candidates are compared on cached scores.
         Use data that `fit` has not seen, and never the test set. Without a `confidence`
-        the target is kept on these samples, and on new ones about every other time; with
-        one, half of them test what the other half suggests (`keras_branchy.guarantees`).
+        the target is kept on these samples, and often exceeded on new ones; with one,
+        half of them test what the other half suggests (`keras_branchy.guarantees`).
 
         Args:
             data: A dataset of (x, label) batches, or an array of samples with `y`.
