@@ -18,6 +18,7 @@ REQUIRES = ["tensorflow>=2.21,<2.22", "keras>=3.15.1", "numpy>=2.0"]
 LITERT = ["ai-edge-litert>=2.3", "numpy>=2.0"]
 ONNX = ["tf2onnx>=1.17", "onnx>=1.23", "onnxruntime>=1.31"]
 PLOTS = ["matplotlib>=3.9"]
+CLI = ["typer>=0.29", "rich>=15.0"]
 # tensorflow-datasets imports importlib_resources without declaring it.
 EXAMPLES = [
     *PLOTS,
@@ -27,6 +28,7 @@ EXAMPLES = [
 ]
 TEST = [
     *EXAMPLES,
+    *CLI,
     *LITERT,
     *ONNX,
     "jsonschema>=4.23",
@@ -140,10 +142,12 @@ setup(
         "runtime": LITERT,
         "onnx": ONNX,
         "plots": PLOTS,
+        "cli": CLI,
         "examples": EXAMPLES,
         "test": TEST,
         "dev": DEV,
     },
+    entry_points={"console_scripts": ["keras-branchy = keras_branchy.cli.entry:main"]},
     zip_safe=False,
     **native_build(),
 )

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from keras_branchy import calibration, cost, networks, plots
+    from keras_branchy import calibration, callbacks, cost, drift, networks, plots
     from keras_branchy.branchy_model import BranchyModel
     from keras_branchy.exit_branch import ExitBranch
     from keras_branchy.exit_gate import exit_gate
@@ -24,7 +24,9 @@ __all__ = [
     "ExitBranch",
     "StageRunner",
     "calibration",
+    "callbacks",
     "cost",
+    "drift",
     "exit_gate",
     "networks",
     "plots",

@@ -12,7 +12,7 @@ from project import PACKAGE, ROOT, fresh_python
 import keras_branchy
 
 OBJECTS = {"BranchyModel", "ExitBranch", "StageRunner", "exit_gate"}
-MODULES = {"calibration", "cost", "networks", "plots"}
+MODULES = {"calibration", "callbacks", "cost", "drift", "networks", "plots"}
 
 # What a class adds to what it inherits from Keras.
 ADDED = {

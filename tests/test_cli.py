@@ -1,0 +1,421 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line runs the whole workflow, and its JSON is what the Python API says."""
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from cli_workflow import CLASSES, answer, run, workplace
+
+from keras_branchy import BranchyModel, ExitBranch, StageRunner, __version__, cost
+from keras_branchy.scoring import all_logits
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return workplace(tmp_path_factory.mktemp("cli"))
+
+
+@pytest.fixture(scope="module")
+def calibrated(place):
+    out, report = place.model.with_name("cal.keras"), place.model.with_name("report.json")
+    options = ("--max-accuracy-drop", "0.02", "--out", out, "--report", report)
+    return out, answer("calibrate", place.model, place.data, *options)
+
+
+def load(path):
+    return keras.saving.load_model(path)
+
+
+def same(given, expected):
+    """Thresholds of scores that were computed in batches of another size."""
+    return np.allclose(
+        np.array(given, float), np.array(expected, float), rtol=1e-5, equal_nan=True
+    )
+
+
+# ---- inspect -------------------------------------------------------------------------
+def test_inspect_lists_the_places_of_a_plain_classifier(place):
+    found = answer("inspect", place.plain, "--places", "20")
+    model = load(place.plain)
+    expected = cost.suggest_exits(model, places=20)
+    assert found["kind"] == "backbone" and found["classes"] == CLASSES
+    assert found["backbone_macs"] == cost.count_macs(model)
+    assert [row["tap"] for row in found["places"]] == [x.tap for x in expected]
+    for row, want in zip(found["places"], expected, strict=True):
+        assert (row["macs"], row["live_tensors"], row["bytes_carried"]) == (
+            want.macs,
+            want.live_tensors,
+            want.bytes_carried,
+        )
+        head = ExitBranch(CLASSES)
+        head.build((None, *want.shape))
+        size = np.prod(head.classifier.kernel.shape)  # default heads only pool before it
+        assert row["head_macs"] == size
+        left = found["backbone_macs"] - want.macs
+        assert row["pays"] == (size < left)
+        share = row["break_even_share"]
+        assert share == (pytest.approx(size / left) if size < left else None)
+
+
+def test_inspect_tells_what_the_exits_of_a_model_cost(place, calibrated):
+    found = answer("inspect", place.model)
+    rows = cost.stage_costs(load(place.model))
+    assert found["kind"] == "branchy_model" and not found["calibrated"]
+    assert [row["tap"] for row in found["exits"]] == ["early", "late", None]
+    assert [row["criterion"] for row in found["exits"]] == ["margin", "entropy", None]
+    for shown, row in zip(found["exits"], rows, strict=True):
+        assert shown["macs_to_leave"] == row.macs_to_leave
+        assert shown["trunk_macs_to_leave"] == row.trunk_macs_to_leave
+        assert shown["live"] == list(row.live)
+    first = rows[0].head_macs / (rows[-1].trunk_macs_to_leave - rows[0].trunk_macs)
+    assert found["exits"][0]["break_even_share"] == pytest.approx(first)
+    # Behind `late` less is left to compute than its head costs.
+    assert found["exits"][1]["pays"] is False
+    assert found["exits"][1]["break_even_share"] is None
+    out, _ = calibrated
+    again = answer("inspect", out)
+    assert again["calibrated"]
+    thresholds = [row["threshold"] for row in again["exits"]]
+    assert thresholds == [*load(out).thresholds, None]
+
+
+def test_inspect_says_which_exit_costs_more_than_it_saves(place):
+    text, _ = run("inspect", place.model)
+    assert "exit_2 costs more than it can save: its head takes" in text
+    assert "exit_1 costs more" not in text and "never" in text
+
+
+def test_inspect_takes_sizes_that_a_model_leaves_open(tmp_path):
+    inputs = keras.Input((None, None, 3))
+    x = keras.layers.Conv2D(4, 3, name="one")(inputs)
+    x = keras.layers.Conv2D(4, 3, name="two")(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(inputs, keras.layers.Dense(5, activation="softmax")(x))
+    model.save(tmp_path / "open.keras")
+    found = answer("inspect", tmp_path / "open.keras", "--input-shape", "16,16,3")
+    assert found["backbone_macs"] == 14 * 14 * 27 * 4 + 12 * 12 * 36 * 4 + 20
+    problem = answer("inspect", tmp_path / "open.keras", code=1)["error"]["message"]
+    assert "input_shape" in problem
+
+
+# ---- calibrate -----------------------------------------------------------------------
+def test_calibrate_writes_what_the_model_would_choose(place, calibrated):
+    out, found = calibrated
+    model = load(place.model)
+    report = model.calibrate(place.x, place.y, max_accuracy_drop=0.02, verbose=0)
+    saved = load(out)
+    assert same(saved.thresholds, report.thresholds)
+    told = found["calibration"]
+    expected = json.loads(json.dumps(report.to_json()))
+    assert set(told) == set(expected) and told["samples"] == 600
+    assert told["point"]["accuracy"] == report.accuracy
+    assert told["point"]["shares"] == report.shares
+    assert told["exit_accuracy"] == report.exit_accuracy
+    assert json.loads(out.with_name("report.json").read_text("utf-8")) == told
+    for mine, theirs in zip(saved.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    assert saved.optimizer.iterations == model.optimizer.iterations
+
+
+def test_calibrate_takes_shares_and_a_part_of_the_data(place, tmp_path):
+    out = tmp_path / "shares.keras"
+    found = answer(
+        *("calibrate", place.model, place.data, "--exit-shares", "0.4,0.1"),
+        *("--limit", "500", "--out", out),
+    )
+    assert found["data"] == {"source": "data.npz", "samples": 500, "pixels": "raw"}
+    assert found["calibration"]["point"]["shares"] == pytest.approx([0.4, 0.1, 0.5])
+    assert found["report"] is None
+    model = load(out)
+    model_alone = load(place.model)
+    model_alone.calibrate(place.x[:500], place.y[:500], exit_shares=[0.4, 0.1], verbose=0)
+    assert same(model.thresholds, model_alone.thresholds)
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        (("--min-accuracy", "0.5"), {"min_accuracy": 0.5}),
+        (("--max-disagreement", "0.1"), {"max_disagreement": 0.1}),
+        (("--max-cost", "6e3"), {"max_cost": 6000.0}),
+        (
+            ("--max-accuracy-drop", "0.1", "--confidence", "0.9"),
+            {"max_accuracy_drop": 0.1, "confidence": 0.9},
+        ),
+        (
+            ("--max-accuracy-drop", "0.1", "--confidence", "mean"),
+            {"max_accuracy_drop": 0.1, "confidence": "mean"},
+        ),
+    ],
+)
+def test_every_target_reaches_the_model(place, monkeypatch, options, expected):
+    given = {}
+    calibrate = BranchyModel.calibrate
+    assert set(expected) <= set(inspect.signature(calibrate).parameters)
+
+    def noted(self, data, **keywords):
+        given.update(keywords)
+        return calibrate(self, data, **keywords)
+
+    monkeypatch.setattr(BranchyModel, "calibrate", noted)
+    found = answer("calibrate", place.model, place.data, *options)
+    assert given == {**expected, "verbose": 0}
+    assert found["calibration"]["samples"] == 600
+
+
+def test_the_command_knows_every_target_of_the_model():
+    text, _ = run("calibrate", "--help", width=120)
+    for name in inspect.signature(BranchyModel.calibrate).parameters:
+        if name not in ("self", "data", "y", "costs", "verbose"):
+            assert f"--{name.replace('_', '-')}" in text
+
+
+def test_calibrate_can_replace_the_model_itself_and_leaves_nothing_else(place, tmp_path):
+    own = tmp_path / "own.keras"
+    own.write_bytes(place.model.read_bytes())
+    run("calibrate", own, place.data, "--max-accuracy-drop", 0.01, "--out", own)
+    assert load(own).thresholds is not None
+    assert [path.name for path in tmp_path.iterdir()] == ["own.keras"]
+
+
+def test_a_model_that_cannot_be_written_leaves_the_old_one(place, tmp_path, monkeypatch):
+    own = tmp_path / "own.keras"
+    own.write_bytes(place.model.read_bytes())
+
+    def full_disk(self, path, *args, **kwargs):
+        with open(path, "wb") as file:
+            file.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(keras.Model, "save", full_disk)
+    _, told = run(
+        *("calibrate", own, place.data, "--max-accuracy-drop", 0.01, "--out", own), code=1
+    )
+    assert "No space left on device" in told
+    assert own.read_bytes() == place.model.read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["own.keras"]
+
+
+def test_calibrate_without_out_changes_nothing_and_says_so(place):
+    before = place.model.read_bytes()
+    text, _ = run("calibrate", place.model, place.data, "--max-accuracy-drop", 0.01)
+    assert "no model (--out FILE.keras writes it)" in text
+    assert place.model.read_bytes() == before
+
+
+# ---- evaluate ------------------------------------------------------------------------
+def test_evaluate_says_what_staged_inference_does(place, calibrated):
+    out, _ = calibrated
+    found = answer("evaluate", out, place.data)
+    model = load(out)
+    early = model.predict_early(place.x, verbose=0)
+    right = early.labels == place.y
+    assert found["accuracy"] == pytest.approx(right.mean())
+    logits, _ = all_logits(model, place.x, verbose=0)
+    costs = cost.stage_costs(model)
+    shares = [float(np.mean(early.exits == k)) for k in range(3)]
+    for index, row in enumerate(found["exits"]):
+        there = early.exits == index
+        alone = (logits[index].argmax(-1) == place.y).mean()
+        taken = float(right[there].mean()) if there.any() else None
+        assert row["name"] == model.exit_names[index]
+        assert row["share"] == pytest.approx(shares[index])
+        assert row["accuracy"] == pytest.approx(alone)
+        assert row["accuracy_where_taken"] == (taken and pytest.approx(taken))
+    assert found["last_accuracy"] == found["exits"][-1]["accuracy"]
+    whole = cost.count_macs(load(place.plain))
+    assert found["cost"]["backbone_macs"] == whole
+    for name, heads in (("heads_counted", True), ("trunk_only", False)):
+        macs = cost.expected_macs(costs, shares, heads=heads)
+        assert found["cost"][name]["macs"] == pytest.approx(macs)
+        assert found["cost"][name]["of_backbone"] == pytest.approx(macs / whole)
+        assert found["cost"][name]["times_less"] == pytest.approx(whole / macs)
+
+
+def test_evaluate_tries_other_thresholds(place):
+    found = answer("evaluate", place.model, place.data, "--thresholds", "never,never")
+    assert [row["share"] for row in found["exits"]] == [0, 0, 1]
+    assert found["exits"][0]["accuracy_where_taken"] is None
+    assert found["accuracy"] == found["last_accuracy"]
+    all_leave = answer("evaluate", place.model, place.data, "--thresholds", "0,never")
+    assert all_leave["exits"][0]["share"] == 1
+    text, _ = run("evaluate", place.model, place.data, "--thresholds", "never,0.5")
+    assert "never" in text and "entropy < 0.5 nats" in text and "times less" in text
+
+
+# ---- export --------------------------------------------------------------------------
+def test_export_writes_a_folder_that_the_runner_takes(place, calibrated, tmp_path):
+    out, _ = calibrated
+    names = tmp_path / "names.txt"
+    names.write_text("top\nmiddle\nbottom\n", "utf-8")
+    folder = tmp_path / "stages"
+    found = answer(
+        *("export", out, folder, "--class-names", names),
+        *("--data", place.data, "--limit", "100"),
+    )
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    assert found["manifest"]["exits"] == manifest["exits"]
+    assert manifest["class_names"] == ["top", "middle", "bottom"]
+    assert manifest["self_check"]["data"] == "representative_data"
+    given = StageRunner(folder).predict(place.x[:200])
+    expected = load(out).predict_early(place.x[:200], verbose=0)
+    np.testing.assert_array_equal(given.exits, expected.exits)
+    np.testing.assert_array_equal(given.labels, expected.labels)
+
+
+def test_export_passes_its_options_on(calibrated, tmp_path):
+    out, _ = calibrated
+    text, _ = run(
+        *("export", out, tmp_path / "a", "--format", "saved_model"),
+        *("--batch-size", "free"),
+    )
+    assert "saved_model signatures" in text and "samples of noise" in text
+    told = answer("export", out, tmp_path / "b", "--quantization", "int8", code=1)
+    assert "int8 is calibrated on samples" in told["error"]["message"]
+    assert not (tmp_path / "b").exists()
+
+
+# ---- bench ---------------------------------------------------------------------------
+def test_bench_times_both_ways_on_the_same_batches(place, calibrated):
+    out, _ = calibrated
+    found = answer(
+        *("bench", out, place.data, "--seconds", "0.2", "--limit", "200"),
+        *("--batch-size", "1", "--batch-size", "50"),
+    )
+    early = load(out).predict_early(place.x[:200], verbose=0)
+    assert [row["batch_size"] for row in found["batch_sizes"]] == [1, 50]
+    for row in found["batch_sizes"]:
+        assert row["measurements"] >= 5
+        assert row["shares"] == pytest.approx([np.mean(early.exits == k) for k in range(3)])
+        for name in ("last_exit", "early_exit"):
+            times = row[name]
+            assert 0 < times["lower_ms"] <= times["median_ms"] <= times["upper_ms"]
+        ratio = row["last_exit"]["median_ms"] / row["early_exit"]["median_ms"]
+        assert row["times_as_fast"] == pytest.approx(ratio)
+    assert found["machine"]["cores"] == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    "spoil, what",
+    [
+        (lambda a: a | {"probabilities": a["probabilities"][:, ::-1]}, "probabilities"),
+        (lambda a: a | {"labels": (a["labels"] + 1) % CLASSES}, "labels"),
+        (lambda a: a | {"exits": a["exits"] * 0 + 2}, "probabilities, labels, exits"),
+    ],
+)
+def test_bench_times_nothing_that_answers_wrongly(
+    place, calibrated, monkeypatch, spoil, what
+):
+    from keras_branchy.cli import timing
+
+    make = timing.contestants
+
+    def spoilt(*given):
+        made = make(*given)
+        early = made["early_exit"]
+        return {**made, "early_exit": lambda x: spoil(early(x))}
+
+    monkeypatch.setattr(timing, "contestants", spoilt)
+    out, _ = calibrated
+    _, told = run("bench", out, place.data, "--batch-size", "50", code=1)
+    assert f"disagree in {what}" in " ".join(told.split())
+
+
+def test_bench_checks_the_last_exit_too(place, calibrated, monkeypatch):
+    from keras_branchy.cli import timing
+
+    make = timing.contestants
+
+    def spoilt(*given):
+        made = make(*given)
+        last = made["last_exit"]
+
+        def wrong(x):
+            answer = last(x)
+            return answer | {"probabilities": np.roll(answer["probabilities"], 1, -1)}
+
+        return {**made, "last_exit": wrong}
+
+    monkeypatch.setattr(timing, "contestants", spoilt)
+    _, told = run("bench", calibrated[0], place.data, "--batch-size", "50", code=1)
+    assert "disagree in last exit" in " ".join(told.split())
+
+
+# ---- doctor, and the whole -----------------------------------------------------------
+def test_doctor_says_what_is_here(monkeypatch):
+    import tensorflow as tf
+
+    monkeypatch.setenv("TFDS_DATA_DIR", "somewhere")
+    found = answer("doctor")
+    assert found["versions"]["tensorflow"] == tf.__version__
+    assert found["versions"]["keras"] == keras.__version__
+    assert found["versions"]["keras-branchy"] == __version__
+    assert found["keras_backend"] == "tensorflow" and found["staged_inference"]
+    assert found["exit_gate"]["mode"] in ("off", "on", "auto")
+    assert found["tfds_data_dir"] == "somewhere"
+    text, _ = run("doctor")
+    assert "reference, in plain TensorFlow" in text or "native op" in text
+    assert "KERAS_BRANCHY_CUSTOM_OPS" in text and "Runtimes for exported stages" in text
+
+
+def test_extras_that_lack_something_are_told(monkeypatch):
+    from keras_branchy.cli import machine
+
+    wanted = ['typer>=0.29; extra == "cli"', 'no-such-package; extra == "cli"']
+    wanted += ['numpy>=2; extra == "plots"', "keras>=3", 'pytest; extra == "test"']
+    monkeypatch.setattr(machine, "requires", lambda name: wanted)
+    found = answer("doctor")["extras"]
+    assert set(found) == {"cli", "plots"}
+    assert not found["cli"]["installed"] and found["plots"]["installed"]
+    assert found["cli"]["packages"]["no-such-package"] is None
+    assert "lacks no-such-package" in run("doctor")[0]
+
+
+def test_a_switch_that_is_wrong_is_a_mistake(monkeypatch):
+    monkeypatch.setenv("KERAS_BRANCHY_CUSTOM_OPS", "yes")
+    told = answer("doctor", code=1)["error"]
+    assert told["type"] == "ValueError"
+    assert "must be 'auto', 'on' or 'off'" in told["message"]
+
+
+def test_the_process_prints_json_only_on_stdout(place, calibrated):
+    done = subprocess.run(
+        [sys.executable, "-m", "keras_branchy.cli", "evaluate", str(calibrated[0])]
+        + [str(place.data), "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout)["data"]["samples"] == 600
+    # TensorFlow's start-up is not the user's business.
+    assert "oneDNN" not in done.stderr and "cuInit" not in done.stderr
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize(
+    "command", ["inspect", "calibrate", "evaluate", "export", "bench", "doctor"]
+)
+def test_help_fits_the_terminal(command, width):
+    text, _ = run(command, "--help", width=width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "--json" in text and "…" not in text
+
+
+def test_tables_fit_80_columns(place, calibrated):
+    out, _ = calibrated
+    for arguments in (
+        ("inspect", place.plain),
+        ("inspect", out),
+        ("evaluate", out, place.data),
+        ("calibrate", place.model, place.data, "--max-accuracy-drop", "0.01"),
+    ):
+        text, _ = run(*arguments, width=80)
+        lines = [line for line in text.splitlines() if "BranchyModel(" not in line]
+        assert max(map(len, lines)) <= 80
+        assert text.count("exit_1") <= 3 and "exit_1\n" not in text  # no folded row
