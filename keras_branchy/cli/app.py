@@ -15,6 +15,7 @@ __all__ = ["app"]
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
+    rich_markup_mode="markdown",  # joins the lines of a paragraph
     # A mistake is told by `reporting`; anything else is a bug, whose traceback helps.
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
