@@ -26,13 +26,16 @@ help:  ## This list
 demo: $(READY)  ## Train, calibrate and exit early on MNIST, into build/demo
 	@$(BIN)/python examples/mnist_b_lenet.py $(ARGS)
 
+# A file's tests stay in one process; more of these than four would want 8 GiB and more.
+PYTEST := $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
+
 .PHONY: test
 test: lint  ## The linters, then the tests; ARGS="-k gate" goes to pytest
-	@$(BIN)/pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 .PHONY: test-long
 test-long: lint  ## The same, with the tests that take minutes
-	@$(BIN)/pytest -m "" $(ARGS)
+	@$(PYTEST) -m "" $(ARGS)
 
 .PHONY: lint
 lint: $(READY)  ## ruff, mypy and clang-format; changes nothing

@@ -34,9 +34,11 @@ TEST = [
     "jsonschema>=4.23",
     "jax>=0.10",  # to train on another backend of Keras
     "keras-tuner>=1.4.8",
+    "pydot>=4.0",  # which Keras draws models with
     "tensorboard>=2.20",  # which Keras' callback of that name writes with
     "pytest>=8.3",
     "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
     "hypothesis>=6.100",
 ]
 # Formatters are held to one release, so that a new one cannot fail an old commit.
