@@ -108,6 +108,50 @@ def litert_exits():
     return markdown(("first exit", *FIGURES), rows) + surroundings(report)
 
 
+def litert_stages():
+    """What a cascade costs beside its stages, weighted by the images that reach them."""
+    report = json.loads((RESULTS / "litert.json").read_text("utf-8"))
+    rows = [
+        (
+            f"`{row['network']}`",
+            row["quantization"] or "float32",
+            " and ".join(f"{micros:.1f}" for micros in row["stage_us"]),
+            f"{row['weighted_us']:.1f}",
+            f"{row['cascade_us']:.1f}",
+            f"{row['ratio']:.2f}",
+        )
+        for row in report["cascade_against_stages"]
+    ]
+    header = ("first exit", "numbers", "stages, µs", "weighted, µs", "cascade, µs", "ratio")
+    return markdown(header, rows)
+
+
+def litert_cascade():
+    """Where a cascade's time goes for an image that leaves at exit 1."""
+    report = json.loads((RESULTS / "litert_cascade.json").read_text("utf-8"))
+    found = {}
+    for row in report["rows"]:
+        found.setdefault(row["network"], {})[row["part"]] = row
+    parts = {
+        "stage 1": "stage 1 alone",
+        "carried": "… with the tensors it carries",
+        "gate": "… with softmax, label and score",
+        "if": "… and an `IF` with nothing in its branches",
+        "cascade": "the whole cascade",
+    }
+    networks = list(found)
+    rows = [
+        (name, *(with_spread(found[network][part], 2) for network in networks))
+        for part, name in parts.items()
+    ]
+    made = report["made_with"]
+    return (
+        markdown(("part", *(f"`{network}`, µs" for network in networks)), rows)
+        + f"\nMedian of {report['rounds']} rounds, ± half the distance between the "
+        f"quartiles; one thread of {made['processor']}, {made['date'][:10]}.\n"
+    )
+
+
 def plain_in_litert(report):
     return next(
         row

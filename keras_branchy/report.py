@@ -148,6 +148,7 @@ class CalibrationReport:
 
     def _summary(self) -> str:
         drop = (self.last_accuracy - self.accuracy) * 100
+        change = f"{drop:.2f} points lost" if drop >= 0 else f"{-drop:.2f} points gained"
         allowed = (
             ""
             if "max_accuracy_drop" not in self.target
@@ -156,7 +157,7 @@ class CalibrationReport:
         return (
             f"Calibrated on {self.samples:,} samples: {_percent(self.accuracy)} right "
             f"with early exits, {_percent(self.last_accuracy)} at the last exit "
-            f"({drop:.2f} points lost{allowed})."
+            f"({change}{allowed})."
         )
 
     def _conclusions(self) -> list[str]:

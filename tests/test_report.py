@@ -36,6 +36,13 @@ def test_the_table_names_rule_share_accuracy_and_cost():
     assert lines[5] == "Mean cost 62.50 % of the whole model: 1.60 times less."
 
 
+def test_a_gain_is_called_one():
+    correct = np.array([[1, 1], [1, 0]], bool)
+    text = str(calibrate([np.array([0.1, 0.9])], correct, [1, 2], ["margin"], 10,
+                         max_accuracy_drop=0))  # fmt: skip
+    assert "50.00 % at the last exit (50.00 points gained, 0.00 allowed)" in text
+
+
 def test_without_a_drop_none_is_said_to_be_allowed():
     scores, correct = [np.array([0.1, 0.9])], np.ones((2, 2), bool)
     text = str(calibrate(scores, correct, [1, 2], ["margin"], 10, exit_shares=[0.5]))
