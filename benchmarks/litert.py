@@ -41,6 +41,14 @@ def main():
     contestants = list(prepare(args.work, data))
     if args.prepare:
         return
+    if args.stages:
+        report = json.loads(args.json.read_text("utf-8"))
+        found = stages_alone(args.work, images, report["rows"])
+        report["cascade_against_stages"] = found
+        report["stages_made_with"] = evidence.surroundings()
+        print(json.dumps(found, indent=2))
+        args.json.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+        return
     taken, answers = race([run for _, run in contestants], images, args.rounds)
     rows = [
         {**row, **times(taken[index]), **judged(answers[index], labels, row)}
@@ -70,6 +78,11 @@ def parse_args():
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=5, help="passes over the images")
     parser.add_argument("--prepare", action="store_true", help="measure nothing")
+    parser.add_argument(
+        "--stages",
+        action="store_true",
+        help="only cascades against their stages, anew in the --json file that is there",
+    )
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "litert")
     return parser.parse_args()
 
@@ -149,10 +162,14 @@ def stages_alone(work, images, rows):
 
 
 def against_stages(work, images, name, quantization, count=1000, rounds=15):
+    """Stages by themselves, each on all images, and one after another where they are
+    reached: a second stage is not as warm where one image in twenty comes to it."""
     images = images[:count]
     place = folder(work, name, "cascade", quantization)
-    calls = runtimes.stage_calls(folder(work, name, "stages", quantization), images)
-    calls.append(runtimes.cascade_call(place, images))
+    decide = runtimes.cascade(place)
+    exits = [int(decide(image[None])[1]) for image in images]
+    stages = runtimes.stage_calls(folder(work, name, "stages", quantization), images)
+    calls = [*stages, runtimes.cascade_call(place, images), in_turn(stages, exits)]
     taken = np.zeros((len(calls), rounds, len(images)))
     for turn in range(rounds):
         for which, call in enumerate(calls):
@@ -160,20 +177,28 @@ def against_stages(work, images, name, quantization, count=1000, rounds=15):
                 begin = time.perf_counter()
                 call(index)
                 taken[which, turn, index] = time.perf_counter() - begin
-    means = 1e6 * np.median(taken, 1).mean(-1)
-    decide = runtimes.cascade(place)
-    exits = np.array([decide(image[None])[1] for image in images])
-    reached = [float((exits >= index).mean()) for index in range(len(calls) - 1)]
-    total = float(np.dot(reached, means[:-1]))
+    *alone, whole, reached_only = 1e6 * np.median(taken, 1).mean(-1)
+    reached = [float((np.array(exits) >= k).mean()) for k in range(len(stages))]
+    total = float(np.dot(reached, alone))
     return {
         "network": name,
         "quantization": quantization,
-        "stage_us": [round(float(value), 2) for value in means[:-1]],
+        "stage_us": [round(float(value), 2) for value in alone],
         "reached": [round(share, 4) for share in reached],
         "weighted_us": round(total, 2),
-        "cascade_us": round(float(means[-1]), 2),
-        "ratio": round(float(means[-1]) / total, 3),
+        "in_turn_us": round(float(reached_only), 2),
+        "cascade_us": round(float(whole), 2),
+        "ratio": round(float(whole) / total, 3),
+        "ratio_in_turn": round(float(whole / reached_only), 3),
     }
+
+
+def in_turn(stages, exits):
+    def call(index):
+        for stage in stages[: exits[index] + 1]:
+            stage(index)
+
+    return call
 
 
 def table(rows):

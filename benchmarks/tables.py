@@ -109,7 +109,7 @@ def litert_exits():
 
 
 def litert_stages():
-    """What a cascade costs beside its stages, weighted by the images that reach them."""
+    """What a cascade costs beside its stages."""
     report = json.loads((RESULTS / "litert.json").read_text("utf-8"))
     rows = [
         (
@@ -117,12 +117,13 @@ def litert_stages():
             row["quantization"] or "float32",
             " and ".join(f"{micros:.1f}" for micros in row["stage_us"]),
             f"{row['weighted_us']:.1f}",
+            f"{row['in_turn_us']:.1f}",
             f"{row['cascade_us']:.1f}",
-            f"{row['ratio']:.2f}",
+            f"{row['ratio']:.2f} and {row['ratio_in_turn']:.2f}",
         )
         for row in report["cascade_against_stages"]
     ]
-    header = ("first exit", "numbers", "stages, µs", "weighted, µs", "cascade, µs", "ratio")
+    header = ("first exit", "numbers", "stages, µs", "weighted", "in turn", "cascade", "")
     return markdown(header, rows)
 
 
