@@ -48,15 +48,26 @@ def implementation(request, monkeypatch):
     """Each implementation of the exit gate in turn, chosen as a user chooses it."""
     monkeypatch.setenv(SWITCH, {"reference": "off", "native": "on"}[request.param])
     if request.param == "native":
-        from keras_branchy import native
-
-        status = native.status()
-        # Where there is a compiler, an op that fails to build or load is a failure.
-        if not status.native and not _has_compiler():
-            pytest.skip(f"no op, and no C++ compiler to build it: {status.cause}")
+        _need_native_op()
     return request.param
 
 
-def _has_compiler():
-    names = (os.environ.get("CXX"), "g++", "c++")
-    return any(name and shutil.which(name) for name in names)
+@pytest.fixture(scope="module")
+def native_op():
+    """`keras_branchy.native`, with the op at hand."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(SWITCH, "auto")
+        yield _need_native_op()
+
+
+def _need_native_op():
+    from keras_branchy import native
+
+    status = native.status()
+    if not status.native:
+        names = (os.environ.get("CXX"), "g++", "c++")
+        # Where there is a compiler, an op that fails to build or load is a failure.
+        if any(name and shutil.which(name) for name in names):
+            pytest.fail(f"the op was not built or loaded: {status.cause}")
+        pytest.skip(f"no C++ compiler to build the op with: {status.cause}")
+    return native

@@ -210,7 +210,7 @@ def test_mnist_is_split_and_scaled(mnist_data):
     import tensorflow_datasets as tfds
 
     if not tfds.builder("mnist").is_prepared():
-        pytest.skip("MNIST is not in the TFDS data directory")
+        pytest.skip("MNIST is not at hand: `tfds build mnist` prepares it")
     data = mnist_data.mnist()
     sizes = [len(labels) for _, labels in (data.train, data.valid, data.test)]
     assert sizes == [50_000, 10_000, 10_000]

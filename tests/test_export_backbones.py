@@ -26,9 +26,12 @@ def mnist_is_prepared():
 @pytest.mark.parametrize("name", ["b_lenet", "mobilenet_v2", "resnet50_v2"])
 def test_files_of_real_networks_agree_with_keras(name, tmp_path):
     if not mnist_is_prepared():
-        pytest.skip("MNIST is not prepared for TensorFlow Datasets")
+        pytest.skip("MNIST is not at hand: `tfds build mnist` prepares it")
     if name == "b_lenet" and not TRAINED.exists():
-        pytest.skip("benchmarks/litert.py has not trained B-LeNet yet")
+        pytest.skip(
+            "B-LeNet is not trained, which takes a quarter of an hour: "
+            "`python benchmarks/litert.py --prepare` does it"
+        )
     work = TRAINED.parent if name == "b_lenet" else tmp_path
     command = [sys.executable, "benchmarks/litert_parity.py", "--only", name]
     command += ["--json", str(tmp_path / "rows.json"), "--work", str(work)]

@@ -25,17 +25,6 @@ from keras_branchy import exit_gate
 QUICK = 60_000  # logits of a case; `make test-long` takes the rest of the grid
 
 
-@pytest.fixture(scope="module")
-def native_op():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KERAS_BRANCHY_CUSTOM_OPS", "auto")
-        from keras_branchy import native
-
-        if not (status := native.status()).native:
-            pytest.skip(f"no op: {status.cause}")
-        yield native
-
-
 @pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_hostile_rows_of_every_shape(implementation, dtype, criterion, rng):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ class _LiteRT:
         }
 
 
-class _Staged:
+class _Staged(ABC):
     """Stages one after another, each called with and giving tensors by name."""
 
     def __init__(self, manifest: Manifest):
@@ -80,8 +81,9 @@ class _Staged:
             self.open(stage.call) for stage in manifest.stages if stage.call is not None
         ]
 
+    @abstractmethod
     def open(self, call: Call) -> Callable[[Samples], Samples]:
-        raise NotImplementedError
+        """A function from a stage's inputs to its outputs, by name."""
 
     def answers(self, rows: Samples, thresholds: list[float] | None) -> Samples:
         size = self.manifest.data["batch_size"] or len(next(iter(rows.values())))

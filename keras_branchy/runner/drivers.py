@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Protocol
 
 import numpy as np
@@ -49,7 +50,7 @@ def open_driver(manifest: Manifest) -> Driver:
     return SampleDriver(manifest) if size == 1 else BatchDriver(manifest)
 
 
-class _Staged:
+class _Staged(ABC):
     def __init__(self, manifest: Manifest):
         self.criteria = [row.criterion for row in manifest.exits]
         self.patience = manifest.data["patience"]
@@ -62,9 +63,9 @@ class _Staged:
         ]
         self.live = [stage.live for stage in manifest.stages]
 
+    @abstractmethod
     def logits(self, samples: Samples, count: int) -> np.ndarray:
         """The logits of every exit, [N, B, C]."""
-        raise NotImplementedError
 
     def every_exit(self, samples: Samples, count: int) -> list[np.ndarray]:
         logits = self.logits(samples, count)
