@@ -41,8 +41,9 @@ class BranchyModel(EarlyExiting):
             on its label (PABEE, arXiv 2006.04152).
         from_logits: What the backbone's output is, for an ending that is not recognised:
             True for logits, False for a distribution.
-        **kwargs: `name` and `trainable`, as for every Keras model. Keras itself passes
-            `inputs` and `outputs` when it loads or clones.
+        **kwargs: `name` and `trainable`, as for every Keras model, and `temperatures`, as
+            the property holds them. Keras itself passes `inputs` and `outputs` when it
+            loads or clones.
 
     Raises:
         ValueError: If a tap cannot be used, the backbone is no classifier of the kind
@@ -79,6 +80,7 @@ class BranchyModel(EarlyExiting):
     ):
         inputs, outputs = kwargs.pop("inputs", backbone), kwargs.pop("outputs", exits)
         dtype = kwargs.pop("dtype", None)
+        temperatures = kwargs.pop("temperatures", None)
         _check_keywords(args, kwargs)
         if not _are_tensors(outputs):
             inputs, outputs = attach(backbone, exits, from_logits)
@@ -87,6 +89,7 @@ class BranchyModel(EarlyExiting):
             self.dtype_policy = keras.dtype_policies.get(dtype)
         # A plain object, which Keras does not look into.
         object.__setattr__(self, "_settings", Settings())
+        self.temperatures = temperatures
         self.thresholds = thresholds
         self.patience = patience
 
@@ -96,6 +99,7 @@ class BranchyModel(EarlyExiting):
             **super().get_config(),
             "thresholds": self.thresholds,
             "patience": self.patience,
+            "temperatures": self.temperatures,
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
         }
 
@@ -116,6 +120,6 @@ def _check_keywords(args: tuple, kwargs: dict[str, Any]) -> None:
     if unknown:
         raise TypeError(
             f"BranchyModel does not know the arguments {unknown}. Expected: backbone, "
-            "exits, thresholds, patience, from_logits, name, trainable. Losses and their "
-            "weights belong to compile()."
+            "exits, thresholds, patience, temperatures, from_logits, name, trainable. "
+            "Losses and their weights belong to compile()."
         )

@@ -14,11 +14,17 @@ from keras_branchy.batches import batches_of
 from keras_branchy.calibration import CalibrationReport
 from keras_branchy.calibration import calibrate as choose_thresholds
 from keras_branchy.criteria import gate_scores
+from keras_branchy.temperature import (
+    TemperatureReport,
+    calibration_error,
+    fit_temperature,
+    negative_log_likelihood,
+)
 
 if TYPE_CHECKING:
     from keras_branchy.branchy_model import BranchyModel
 
-__all__ = ["all_logits", "calibrate"]
+__all__ = ["all_logits", "calibrate", "fit_temperatures"]
 
 
 def all_logits(
@@ -98,6 +104,42 @@ def _classes(labels: np.ndarray, num_classes: int) -> np.ndarray:
     return labels.astype(np.int64)
 
 
+def fit_temperatures(
+    model: BranchyModel, data: Any, y: Any, batch_size: int | None, verbose: Any
+) -> TemperatureReport:
+    """Fits a temperature to every exit's logits, and sets them on the model."""
+    divided, labels = all_logits(model, data, y, batch_size=batch_size, verbose=verbose)
+    labels = _labels("fit_temperatures", labels, data)
+    chosen, rows = [], []
+    for name, values, old in zip(
+        model.exit_names, divided, model.temperatures, strict=True
+    ):
+        logits = values if old == 1.0 else values.astype(np.float64) * old
+        try:
+            chosen.append(fit_temperature(logits, labels))
+        except ValueError as error:
+            raise ValueError(f"Exit '{name}': {error}") from error
+        rows.append(
+            [
+                measure(logits, labels, temperature)
+                for measure in (negative_log_likelihood, calibration_error)
+                for temperature in (1.0, chosen[-1])
+            ]
+        )
+    model.temperatures = chosen
+    columns = map(list, zip(*rows, strict=True))
+    return TemperatureReport(model.exit_names, len(labels), chosen, *columns)
+
+
+def _labels(verb: str, labels: np.ndarray | None, data: Any) -> np.ndarray:
+    if labels is None:
+        raise ValueError(
+            f"`{verb}` compares answers with labels. Received: {type(data).__name__} "
+            "without labels. Pass a dataset of (x, label) batches, or y= beside an array."
+        )
+    return labels
+
+
 def calibrate(
     model: BranchyModel,
     data: Any,
@@ -109,12 +151,7 @@ def calibrate(
 ) -> CalibrationReport:
     """Scores every exit once, chooses thresholds, and sets them on the model."""
     logits, labels = all_logits(model, data, y, batch_size=batch_size, verbose=verbose)
-    if labels is None:
-        raise ValueError(
-            "`calibrate` compares answers with labels. Received: "
-            f"{type(data).__name__} without labels. Pass a dataset of (x, label) "
-            "batches, or y= beside an array."
-        )
+    labels = _labels("calibrate", labels, data)
     # The gate compares float32 scores, so thresholds lie between these.
     scores = [
         gate_scores(values, criterion)[0].astype(np.float32)

@@ -151,6 +151,11 @@ MODELS = [
         lambda: BranchyModel(residual(), exits("stem", "inside", "late"), patience=2),
         images,
     ),
+    Case(
+        "temperatures",
+        lambda: BranchyModel(residual(), mixed_criteria(), temperatures=[2.5, 0.4, 1.7]),
+        images,
+    ),
     Case("nested", lambda: BranchyModel(nested(), exits("first", "inner/first")), images),
     Case("shared", lambda: BranchyModel(shared(), exits("block:0", "block:1")), images),
     Case("masked", lambda: BranchyModel(masked(), exits("lstm", "dense")), tokens),

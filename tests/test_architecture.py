@@ -12,7 +12,7 @@ from project import PACKAGE, ROOT, fresh_python, source_files
 
 # A module imports only from rows above its own.
 LAYERS = (
-    ("criteria", "masks", "names"),
+    ("criteria", "masks", "names", "temperature"),
     ("graph",),
     ("thresholds", "by_exit", "risk", "targets", "plots"),
     ("threshold_search", "answers"),
@@ -25,6 +25,7 @@ LAYERS = (
     ("attach", "early_exiting"),
     ("branchy_model",),
     ("stages", "batches"),
+    ("stage_logits",),
     ("early_exit", "cost"),
     ("scoring",),
     ("export",),
@@ -50,6 +51,7 @@ WITHOUT_FRAMEWORKS = {
     "risk",
     "runner",
     "targets",
+    "temperature",
     "threshold_search",
     "thresholds",
 }

@@ -38,6 +38,27 @@ def numbers(model, x):
     return [outputs[name] for name in model.exit_names]
 
 
+def answered(model, outputs):
+    """What exits answer when they stand in stages: float64, from what the model gives."""
+    return [
+        tempered(output, temperature, is_gate(model, index))
+        for index, (output, temperature) in enumerate(
+            zip(outputs, model.temperatures, strict=True)
+        )
+    ]
+
+
+def tempered(output, temperature, is_gate):
+    if is_gate:
+        return output / temperature
+    powers = output.astype(np.float64) ** (1 / temperature)
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def is_gate(model, index):
+    return index < len(model.branches) and model.branches[index].activation is None
+
+
 def scores_of(model, index, output):
     """The score of an exit from its output, written apart from the package."""
     ordered = np.sort(output.astype(np.float64), axis=-1)
@@ -93,6 +114,7 @@ def test_config_round_trip(name):
     again.set_weights(model.get_weights())
     assert again.exit_names == model.exit_names
     assert again.criteria == model.criteria
+    assert again.temperatures == model.temperatures
     for one, other in zip(numbers(model, x), numbers(again, x), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -105,6 +127,7 @@ def test_keras_file_round_trip(name, tmp_path):
     again = keras.models.load_model(tmp_path / "model.keras")
     assert isinstance(again, BranchyModel)
     assert (again.thresholds, again.patience) == (model.thresholds, model.patience)
+    assert again.temperatures == model.temperatures
     for one, other in zip(numbers(model, x), numbers(again, x), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -120,16 +143,14 @@ def test_stages_equal_the_model(name):
         for stage_input, value in zip(input_names(model), tensors.values(), strict=True)
     }
     for index, (stage, output) in enumerate(
-        zip(model.stages(), numbers(model, x), strict=True)
+        zip(model.stages(), answered(model, numbers(model, x)), strict=True)
     ):
         run = tf.function(stage)  # in graph mode, where a lost mask does not show itself
         result = run({key: tensors[key] for key in stage.input_names})
         logits = result.pop("logits").numpy()
-        gate = index < len(model.branches) and model.branches[index].activation is None
+        got = logits if is_gate(model, index) else softmax(logits)
         # float32 rounding of a different order of operations
-        np.testing.assert_allclose(
-            logits if gate else softmax(logits), output, rtol=1e-5, atol=2e-6
-        )
+        np.testing.assert_allclose(got, output, rtol=1e-5, atol=2e-6)
         assert sorted(result) == sorted(stage.output_names)
         tensors |= result
         tensors = {key: tensors[key] for key in stage.live}
@@ -163,7 +184,7 @@ def test_building_stages_leaves_the_file_as_it_was(name, tmp_path):
 @every_model
 def test_staged_inference_follows_the_rule(name):
     model, x = made(name)
-    outputs = numbers(model, x)
+    outputs = answered(model, numbers(model, x))
     model.thresholds = medians(model, outputs)
     exits, labels, near = rule(model, outputs, model.thresholds)
     answer = model.predict_early(x, verbose=0)
@@ -174,7 +195,7 @@ def test_staged_inference_follows_the_rule(name):
     for index, output in enumerate(outputs):
         taken = answer.exits == index
         expected = output[taken]
-        if index < len(model.branches) and model.branches[index].activation is None:
+        if is_gate(model, index):
             expected = softmax(expected)
         np.testing.assert_allclose(
             answer.probabilities[taken], expected, rtol=1e-5, atol=2e-6
@@ -187,7 +208,7 @@ def test_staged_inference_follows_the_rule(name):
 @every_model
 def test_any_batch_size_without_retracing(name):
     model, x = made(name)
-    model.thresholds = medians(model, numbers(model, x))
+    model.thresholds = medians(model, answered(model, numbers(model, x)))
     whole = model.predict_early(x, batch_size=64, verbose=0)
     for size in (1, 7):
         parts = model.predict_early(x, batch_size=size, verbose=0)
@@ -208,17 +229,17 @@ def test_mixed_float16(name):
     finally:
         keras.config.set_dtype_policy("float32")
     x = BY_NAME[name].samples(32, np.random.default_rng(7))
-    outputs = model.predict(x, verbose=0)
-    for exit_name in model.exit_names[:-1]:
-        assert outputs[exit_name].dtype == np.float32
+    outputs = numbers(model, x)
+    for output in outputs[:-1]:
+        assert output.dtype == np.float32
     model.thresholds = [0.5] * len(model.criteria)
     answer = model.predict_early(x, verbose=0)
     assert answer.probabilities.dtype == answer.scores.dtype == np.float32
     # the last exit's softmax may be the backbone's own, in float16: 2^-11 a step
-    for index, exit_name in enumerate(model.exit_names):
+    for index, output in enumerate(answered(model, outputs)):
         taken = answer.exits == index
-        expected = outputs[exit_name][taken].astype(np.float32)
-        if index < len(model.branches) and model.branches[index].activation is None:
+        expected = output[taken].astype(np.float32)
+        if is_gate(model, index):
             expected = softmax(expected)
         np.testing.assert_allclose(answer.probabilities[taken], expected, atol=5e-3)
 
@@ -247,6 +268,7 @@ def test_clone_has_new_weights_and_no_thresholds(name):
     clone = keras.models.clone_model(model)
     assert isinstance(clone, BranchyModel)
     assert (clone.thresholds, clone.exit_names) == (None, model.exit_names)
+    assert clone.temperatures == [1.0] * len(model.exit_names)
     clone.set_weights(model.get_weights())
     for one, other in zip(numbers(model, x), numbers(clone, x), strict=True):
         np.testing.assert_array_equal(one, other)
