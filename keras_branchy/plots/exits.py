@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["accuracy_against_cost", "exit_shares"]
 
-
-LABEL_WIDTH = 40  # of the axis of costs, more than a label covers
+CHARACTER = 1.75  # of the axis of costs, more than a character of a label covers
+MOST_DOTS = 80
 
 
 def accuracy_against_cost(
@@ -26,16 +26,18 @@ def accuracy_against_cost(
     *,
     chosen: tuple[float, float] | None = None,
     plain: tuple[float, float] | None = None,
+    baseline: str = "plain backbone",
     ax: Axes | None = None,
 ) -> Axes:
     """Draws what can be had by moving the thresholds: accuracy against mean cost.
 
     Args:
         costs: [n] mean cost of a sample at each choice of thresholds, as a share of the
-            plain backbone's.
+            baseline's.
         accuracies: [n] accuracy there, a share.
         chosen: Cost and accuracy of the chosen thresholds.
-        plain: Cost and accuracy of the plain backbone.
+        plain: Cost and accuracy of the baseline.
+        baseline: What costs are compared with, such as `"last exit"`.
         ax: Axes to draw on; new ones by default.
 
     Returns:
@@ -59,13 +61,15 @@ def accuracy_against_cost(
     x, y = _percentages(costs=costs, accuracies=accuracies)
     ax = canvas(ax, (6.4, 4.0), "What early exits cost, and what they keep")
     order = np.argsort(x, kind="stable")
-    ax.plot(x[order], y[order], color=EARLY, linewidth=2, zorder=2)
+    # Where they are few, each choice is seen.
+    dot = "o" if len(x) <= MOST_DOTS else ""
+    ax.plot(x[order], y[order], color=EARLY, linewidth=2, zorder=2, marker=dot, ms=4)
     curve = x[order], y[order]
     if chosen is not None:
         _mark(ax, curve, chosen, CHOSEN, "o", "chosen", above=False)
     if plain is not None:
-        _mark(ax, curve, plain, INK, "D", "plain backbone", above=True)
-    ax.set_xlabel("mean cost of a sample, % of the plain backbone's MACs, heads counted")
+        _mark(ax, curve, plain, INK, "D", baseline, above=True)
+    ax.set_xlabel(f"mean cost of a sample, heads counted, % of the {baseline}'s")
     ax.set_ylabel("accuracy, %")
     ax.set_xlim(left=0)
     ax.grid(alpha=0.25, color=INK)
@@ -86,10 +90,12 @@ def _mark(
     x, y = 100 * point[0], 100 * point[1]
     ax.plot([x], [y], marker, color=colour, markersize=9, zorder=3)
     rightwards = x < 60
-    covered = np.linspace(x, x + (LABEL_WIDTH if rightwards else -LABEL_WIDTH), 50)
+    text = f"{name}: {y:.2f} %\n{x:.0f} % of the cost"
+    width = CHARACTER * max(map(len, text.split("\n")))
+    covered = np.linspace(x, x + (width if rightwards else -width), 50)
     heights = [*np.interp(covered, *curve), y]
     ax.annotate(
-        f"{name}: {y:.2f} %\n{x:.0f} % of the cost",
+        text,
         (x, max(heights) if above else min(heights)),
         xytext=(0, 9 if above else -9),
         textcoords="offset points",
