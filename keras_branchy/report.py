@@ -114,6 +114,7 @@ class CalibrationReport:
             [point.accuracy for point in points],
             chosen=(self.cost, self.accuracy),
             plain=(1.0, self.last_accuracy),
+            baseline="last exit",
             ax=ax,
         )
 
