@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from keras_branchy.branchy_model import BranchyModel
     from keras_branchy.exit_branch import ExitBranch
     from keras_branchy.exit_gate import exit_gate
+    from keras_branchy.one_vs_rest_hinge import OneVsRestHinge
     from keras_branchy.runner import StageRunner
 
 __version__ = "0.1.0"
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BranchyModel",
     "ExitBranch",
+    "OneVsRestHinge",
     "StageRunner",
     "calibration",
     "callbacks",
@@ -35,6 +37,7 @@ __all__ = [
 _HOMES = {
     "BranchyModel": "branchy_model",
     "ExitBranch": "exit_branch",
+    "OneVsRestHinge": "one_vs_rest_hinge",
     "StageRunner": "runner",
     "exit_gate": "exit_gate",
 }

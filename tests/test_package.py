@@ -11,7 +11,7 @@ from project import PACKAGE, ROOT, fresh_python
 
 import keras_branchy
 
-OBJECTS = {"BranchyModel", "ExitBranch", "StageRunner", "exit_gate"}
+OBJECTS = {"BranchyModel", "ExitBranch", "OneVsRestHinge", "StageRunner", "exit_gate"}
 MODULES = {"calibration", "callbacks", "cost", "drift", "networks", "plots"}
 
 # What a class adds to what it inherits from Keras.
@@ -23,7 +23,9 @@ ADDED = {
         "early_exit",
         "exit_names",
         "export_stages",
+        "fit_gates",
         "fit_temperatures",
+        "gates",
         "num_classes",
         "patience",
         "predict_early",
