@@ -77,29 +77,30 @@ def _inspect(model: Any, places: int, shape: tuple[int, ...] | None) -> dict[str
 
 
 def with_exits(model: Any, shape: tuple[int, ...] | None) -> dict[str, Any]:
-    """What the exits of a model cost."""
+    """What the exits of a model cost, and when they pay."""
     from keras_branchy import cost
-    from keras_branchy.graph import producer
 
-    costs = cost.stage_costs(model, shape)
-    whole = costs[-1].trunk_macs_to_leave
-    taps = [producer(node.input_tensors[0]).operation.name for node in model._branch_nodes]
-    thresholds = model.thresholds or [None] * len(taps)
-    exits = []
-    for index, row in enumerate(costs):
-        last = index == len(taps)
-        exits.append(
-            {
-                **asdict(row),
-                "tap": None if last else taps[index],
-                "criterion": None if last else model.criteria[index],
-                "threshold": None if last else thresholds[index],
-                "break_even_share": None
-                if last
-                else break_even(row.head_macs, whole - row.trunk_macs_to_leave),
-                "pays": None if last else row.head_macs < whole - row.trunk_macs_to_leave,
-            }
+    *early, last = cost.stage_costs(model, shape)
+    thresholds = model.thresholds or [None] * len(early)
+    worth = cost.judge_exits(model, shape)
+    exits: list[dict[str, Any]] = [
+        {
+            **asdict(row),
+            "tap": judged.tap,
+            "criterion": criterion,
+            "threshold": threshold,
+            "break_even_share": judged.break_even_share,
+            "pays": judged.pays,
+            "advice": str(judged),
+        }
+        for row, judged, criterion, threshold in zip(
+            early, worth, model.criteria, thresholds, strict=True
         )
+    ]
+    nothing = dict.fromkeys(
+        ("tap", "criterion", "threshold", "break_even_share", "pays", "advice")
+    )
+    whole = last.trunk_macs_to_leave
     return {
         "kind": "branchy_model",
         "name": model.name,
@@ -107,7 +108,11 @@ def with_exits(model: Any, shape: tuple[int, ...] | None) -> dict[str, Any]:
         "calibrated": model.thresholds is not None,
         "patience": model.patience,
         "backbone_macs": whole,
-        "exits": exits,
+        "exits": [*exits, {**asdict(last), **nothing}],
+        "remarks": [
+            *(str(judged) for judged in worth if not judged.pays),
+            *(judged.remark for judged in worth if judged.pays and judged.remark),
+        ],
     }
 
 
@@ -116,47 +121,22 @@ def without_exits(model: Any, places: int, shape: Any) -> dict[str, Any]:
     from keras_branchy import cost
 
     found = cost.suggest_exits(model, places=places, input_shape=shape)
-    whole = cost.count_macs(model, shape)
-    classes = model.outputs[0].shape[-1]
-    rows = []
-    for place in found:
-        head = default_head_macs(place.shape, classes)
-        rest = whole - place.macs
-        rows.append(
-            {
-                **asdict(place),
-                "shape": list(place.shape),
-                "head_macs": head,
-                "break_even_share": None if head is None else break_even(head, rest),
-                "pays": None if head is None else head < rest,
-            }
-        )
     return {
         "kind": "backbone",
         "name": model.name,
-        "classes": classes,
-        "backbone_macs": whole,
-        "places": rows,
+        "classes": model.outputs[0].shape[-1],
+        "backbone_macs": cost.count_macs(model, shape),
+        "places": [
+            {
+                **asdict(place),
+                "shape": list(place.shape),
+                "break_even_share": place.break_even_share,
+                "pays": place.pays,
+            }
+            for place in found
+        ],
+        "advice": found.advice,
     }
-
-
-def break_even(head_macs: int, saved_macs: int) -> float | None:
-    """The share that has to leave for a head to save what it costs; None: no share can."""
-    return head_macs / saved_macs if head_macs < saved_macs else None
-
-
-def default_head_macs(shape: tuple[int, ...], classes: int) -> int | None:
-    """MACs of `ExitBranch(classes)` on features of this shape; None where there is none."""
-    import keras
-
-    from keras_branchy import cost
-    from keras_branchy.exit_branch import ExitBranch
-
-    try:
-        features = keras.Input(shape)
-        return cost.count_macs(keras.Model(features, ExitBranch(classes)(features)))
-    except ValueError:  # no default head fits these features
-        return None
 
 
 def show(found: dict[str, Any]) -> Iterable:
@@ -198,14 +178,12 @@ def _show_places(found: dict[str, Any]) -> Iterable:
         "rest needs. head: MACs of ExitBranch(classes). breaks even: share of the samples "
         "that must leave there, as the only exit."
     )
+    yield found["advice"]
     good = [row["tap"] for row in found["places"] if row["pays"]]
-    if not good:
-        yield "No exit with a default head can save anything here."
-        return
-    chosen = sorted({0, len(good) // 2})
-    inner = ", ".join(f'"{good[k]}": ExitBranch({found["classes"]})' for k in chosen)
-    yield "For example:"
-    yield unbroken(f"BranchyModel(backbone, exits={{{inner}}})")
+    if good:
+        chosen = sorted({0, len(good) // 2})
+        inner = ", ".join(f'"{good[k]}": ExitBranch({found["classes"]})' for k in chosen)
+        yield unbroken(f"BranchyModel(backbone, exits={{{inner}}})")
 
 
 def _show_exits(found: dict[str, Any]) -> Iterable:
@@ -239,13 +217,7 @@ def _show_exits(found: dict[str, Any]) -> Iterable:
         "carries: bytes that cross to the next stage. even: share of the samples that "
         "must leave there, were it the only exit."
     )
-    for row in found["exits"]:
-        if row["pays"] is False:
-            yield (
-                f"{row['exit_name']} costs more than it can save: its head takes "
-                f"{count(row['head_macs'])} MACs, and "
-                f"{count(found['backbone_macs'] - row['trunk_macs_to_leave'])} are left."
-            )
+    yield from found["remarks"]
 
 
 def _rule(row: dict[str, Any], calibrated: bool) -> str:

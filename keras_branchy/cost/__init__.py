@@ -6,8 +6,9 @@ at exit k has paid for every stage and every head up to k. Published gains often
 heads out; each function says which of the two it counts.
 """
 
+from keras_branchy.cost.break_even import ExitWorth, judge_exits
 from keras_branchy.cost.measured import StageTime, profile
-from keras_branchy.cost.placement import ExitPlace, suggest_exits
+from keras_branchy.cost.placement import ExitPlace, ExitPlaces, suggest_exits
 from keras_branchy.cost.registry import register
 from keras_branchy.cost.staged import (
     StageCost,
@@ -18,10 +19,13 @@ from keras_branchy.cost.staged import (
 
 __all__ = [
     "ExitPlace",
+    "ExitPlaces",
+    "ExitWorth",
     "StageCost",
     "StageTime",
     "count_macs",
     "expected_macs",
+    "judge_exits",
     "profile",
     "register",
     "stage_costs",
