@@ -72,6 +72,7 @@ class _Staged:
         self.stages = model.stages()
         # The last exit takes every sample; its score is for the record.
         self.criteria = [*model.criteria, "entropy"]
+        self.gates = [*model.gates, None]
         self.patience = model.patience
         self.num_classes = model.num_classes
         self.names = [producer(tensor).operation.name for tensor in model.inputs]
@@ -112,7 +113,9 @@ class _Staged:
         logits = made.pop("logits")
         last = index == len(self.stages) - 1
         threshold = None if last else thresholds[index]
-        leaves, label, score = exit_gate(logits, threshold, self.criteria[index])
+        leaves, label, score = exit_gate(
+            logits, threshold, self.criteria[index], self.gates[index]
+        )
         if last:
             return self._answers(index, state["position"], label, logits, score)
         state, patient = self._count_agreement(state, label, score)

@@ -4,50 +4,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import keras
-
-from keras_branchy.per_exit import MultiExitTraining
-from keras_branchy.temperature import check_temperatures
+from keras_branchy.exit_scores import ExitScores
 from keras_branchy.thresholds import check_patience, check_thresholds
 
 if TYPE_CHECKING:
     from keras_branchy.calibration import CalibrationReport
     from keras_branchy.early_exit import EarlyExitResult
     from keras_branchy.stages import Stage
-    from keras_branchy.temperature import TemperatureReport
 
-__all__ = ["EarlyExiting", "Settings"]
-
-
-@dataclass
-class Settings:
-    """What Keras must not track: it would put stages into the `.keras` file."""
-
-    thresholds: list[float | None] | None = None
-    patience: int | None = None
-    temperatures: list[float] | None = None
-    cut: tuple | None = None
-    stages: tuple | None = None
-    all_exits: keras.Model | None = None
-    early_exit: Any = None
-
-    def forget_stages(self) -> None:
-        """Drops what was made of the cut, and the thresholds of its scores."""
-        self.stages = self.all_exits = self.early_exit = self.thresholds = None
+__all__ = ["EarlyExiting"]
 
 
-class EarlyExiting(MultiExitTraining):
+class EarlyExiting(ExitScores):
     """The verbs of `BranchyModel`; each imports what does its work when it is called."""
-
-    _settings: Settings
-
-    @property
-    def criteria(self) -> list[str]:
-        """The criterion of every exit but the last."""
-        return [branch.criterion for branch in self.branches]
 
     @property
     def num_classes(self) -> int:
@@ -80,24 +51,6 @@ class EarlyExiting(MultiExitTraining):
         if patience != self._settings.patience:
             self._settings.patience = patience
             self._settings.early_exit = None
-
-    @property
-    def temperatures(self) -> list[float]:
-        """What the logits of each exit are divided by, the last exit's too; 1.0 at first.
-
-        `fit_temperatures` chooses them. Stages, staged inference, `calibrate` and exported
-        files hold the divided logits; `predict`, `evaluate` and `fit` see the exits as
-        they are. Other temperatures make other scores: setting them sets `thresholds` to
-        `None`, and what `stages()` gave before still divides by the old ones.
-        """
-        return check_temperatures(self._settings.temperatures, self.exit_names)
-
-    @temperatures.setter
-    def temperatures(self, temperatures: Sequence[float] | None) -> None:
-        chosen = check_temperatures(temperatures, self.exit_names)
-        if chosen != self.temperatures:
-            self._settings.temperatures = chosen
-            self._settings.forget_stages()
 
     def stages(self) -> tuple[Stage, ...]:
         """The model cut at its exits, one `Stage` per exit, built once.
@@ -157,38 +110,6 @@ class EarlyExiting(MultiExitTraining):
         from keras_branchy.early_exit import predict
 
         return predict(self, x, batch_size, verbose, steps)
-
-    def fit_temperatures(
-        self,
-        data: Any,
-        y: Any = None,
-        *,
-        batch_size: int | None = None,
-        verbose: Any = "auto",
-    ) -> TemperatureReport:
-        """Fits a temperature to each exit on held-out data, and sets `temperatures`.
-
-        A temperature divides an exit's logits so that its probabilities are about as often
-        right as they say; no answer of an exit changes, but who leaves does
-        (`keras_branchy.temperature`). Choose thresholds afterwards, on other samples where
-        `calibrate` is to hold with a `confidence`.
-
-        Args:
-            data: As for `calibrate`: samples that `fit` has not seen.
-            y: Labels [B] (integers or one-hot), where `data` is an array.
-            batch_size: Samples at a time for arrays, 32 by default.
-            verbose: As in `predict`.
-
-        Returns:
-            A `TemperatureReport`; print it.
-
-        Raises:
-            ValueError: If the data has no labels or no temperature is best; the message
-                names the exit.
-        """
-        from keras_branchy.scoring import fit_temperatures
-
-        return fit_temperatures(self, data, y, batch_size, verbose)
 
     def calibrate(
         self,

@@ -40,8 +40,8 @@ class ExitBranch(keras.layers.Layer):
             leave are flattened. `[]` is a linear head, `None` the default head.
         activation: `"softmax"`, or `None` for a gate that is no distribution: its output
             is the decision values, to be trained with a hinge loss.
-        criterion: How the exit decides: `"entropy"`, `"max_probability"`, `"margin"` or
-            `"distance"`; see `keras_branchy.criteria`.
+        criterion: How the exit decides: `"entropy"`, `"max_probability"`, `"margin"`,
+            `"distance"` or `"learned"`; see `keras_branchy.criteria`.
         stop_gradient: True detaches the exit: its error does not reach the trunk.
         **kwargs: `dtype` and `trainable`, as for every layer. The name is given by the
             model: `exit_1`, `exit_2`, … in the order of the graph.

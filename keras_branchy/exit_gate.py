@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from keras_branchy.criteria import check_criterion
+from keras_branchy.criteria import check_coefficients, check_criterion
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -14,7 +15,10 @@ __all__ = ["exit_gate"]
 
 
 def exit_gate(
-    logits: Any, threshold: Any, criterion: str = "entropy"
+    logits: Any,
+    threshold: Any,
+    criterion: str = "entropy",
+    coefficients: Sequence[float] | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Decides which samples leave at an exit, in one pass over its logits.
 
@@ -28,15 +32,18 @@ def exit_gate(
         logits: [B, C] with C ≥ 1; float16, bfloat16, float32 or float64.
         threshold: Scalar, in the unit of the criterion. It is compared in float32 with
             the score that is returned. `None` lets nobody leave.
-        criterion: `"entropy"`, `"max_probability"`, `"margin"` or `"distance"`.
+        criterion: `"entropy"`, `"max_probability"`, `"margin"`, `"distance"` or
+            `"learned"`, which the plain TensorFlow form computes on any device.
+        coefficients: The four floats of `"learned"`, as `criteria.COEFFICIENTS` names
+            them; `model.gates` holds them.
 
     Returns:
         exit [B] bool, label [B] int64 (the class of the largest logit, the lowest on
         ties), score [B] float32.
 
     Raises:
-        ValueError: If the criterion is unknown, `logits` is no [batch, classes] or
-            has no class, or `threshold` is no scalar.
+        ValueError: If the criterion is unknown or the coefficients are not its own,
+            `logits` is no [batch, classes] or has no class, or `threshold` is no scalar.
         TypeError: If `logits` is not floating.
 
     Example:
@@ -53,11 +60,13 @@ def exit_gate(
     from keras_branchy import native, reference
 
     rule = check_criterion(criterion)
+    coefficients = check_coefficients(criterion, coefficients)
     logits = tf.stop_gradient(tf.convert_to_tensor(logits))
     threshold = tf.cast(rule.never if threshold is None else threshold, tf.float32)
     _check(logits, threshold)
-    if native.load() is None or native.in_xla_context():
-        return reference.exit_gate(logits, threshold, criterion)
+    learned = coefficients is not None
+    if learned or native.load() is None or native.in_xla_context():
+        return reference.exit_gate(logits, threshold, criterion, coefficients)
     return native.exit_gate(logits, threshold, criterion)
 
 

@@ -7,13 +7,18 @@ inside XLA, `KERAS_BRANCHY_CUSTOM_OPS=off`). The formulas are in `criteria`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 
 __all__ = ["exit_gate"]
 
 
 def exit_gate(
-    logits: tf.Tensor, threshold: tf.Tensor, criterion: str
+    logits: tf.Tensor,
+    threshold: tf.Tensor,
+    criterion: str,
+    coefficients: Sequence[float] | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Decides who leaves; arguments as checked by `keras_branchy.exit_gate`.
 
@@ -21,6 +26,7 @@ def exit_gate(
         logits: [B, C], C ≥ 1, floating.
         threshold: float32 scalar.
         criterion: Name of a criterion.
+        coefficients: Those of the criterion `learned`.
 
     Returns:
         exit [B] bool, label [B] int64, score [B] float32.
@@ -36,12 +42,15 @@ def exit_gate(
     ordered = tf.where(tf.math.is_nan(logits), -infinity, logits)
     label = tf.argmax(ordered, axis=-1, output_type=tf.int64)
     finite = tf.where(broken[:, None], tf.zeros_like(logits), logits)
-    score = tf.where(broken, float("nan"), tf.cast(_score(finite, criterion), tf.float32))
+    score = tf.cast(_score(finite, criterion, coefficients), tf.float32)
+    score = tf.where(broken, float("nan"), score)
     leaves = score < threshold if criterion == "entropy" else score >= threshold
     return leaves, label, score
 
 
-def _score(logits: tf.Tensor, criterion: str) -> tf.Tensor:
+def _score(
+    logits: tf.Tensor, criterion: str, coefficients: Sequence[float] | None
+) -> tf.Tensor:
     """Scores of rows without NaN and +inf, [B, C] -> [B], in the dtype of `logits`."""
     largest = tf.reduce_max(logits, axis=-1)
     if criterion == "distance":
@@ -57,7 +66,16 @@ def _score(logits: tf.Tensor, criterion: str) -> tf.Tensor:
     if criterion == "max_probability":
         return 1.0 / (1.0 + rest)
     if criterion == "margin":
-        second = tf.reduce_max(tf.where(top, -float("inf"), d), axis=-1)
-        return -tf.math.expm1(second) / (1.0 + rest)
+        return _margin(d, top, rest)
     weighted = tf.reduce_sum(tf.math.multiply_no_nan(d, e), axis=-1)
-    return tf.math.log1p(rest) - weighted / (1.0 + rest)
+    entropy = tf.math.log1p(rest) - weighted / (1.0 + rest)
+    if coefficients is None:
+        return entropy
+    bias, of_largest, of_entropy, of_margin = coefficients
+    x = bias + of_largest / (1.0 + rest) + of_entropy * entropy
+    return tf.sigmoid(x + of_margin * _margin(d, top, rest))
+
+
+def _margin(d: tf.Tensor, top: tf.Tensor, rest: tf.Tensor) -> tf.Tensor:
+    second = tf.reduce_max(tf.where(top, -float("inf"), d), axis=-1)
+    return -tf.math.expm1(second) / (1.0 + rest)

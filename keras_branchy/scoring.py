@@ -14,6 +14,7 @@ from keras_branchy.batches import batches_of
 from keras_branchy.calibration import CalibrationReport
 from keras_branchy.calibration import calibrate as choose_thresholds
 from keras_branchy.criteria import gate_scores
+from keras_branchy.learned_gate import GateReport, area_under_roc, fit_gate
 from keras_branchy.temperature import (
     TemperatureReport,
     calibration_error,
@@ -24,7 +25,7 @@ from keras_branchy.temperature import (
 if TYPE_CHECKING:
     from keras_branchy.branchy_model import BranchyModel
 
-__all__ = ["all_logits", "calibrate", "fit_temperatures"]
+__all__ = ["all_logits", "calibrate", "fit_gates", "fit_temperatures"]
 
 
 def all_logits(
@@ -131,6 +132,38 @@ def fit_temperatures(
     return TemperatureReport(model.exit_names, len(labels), chosen, *columns)
 
 
+def fit_gates(
+    model: BranchyModel, data: Any, y: Any, batch_size: int | None, verbose: Any
+) -> GateReport:
+    """Fits the learned gates of a model, and sets them on it."""
+    if "learned" not in model.criteria:
+        raise ValueError(
+            "No exit has a learned gate. Received: a model with the criteria "
+            f"{model.criteria}. Build it with ExitBranch(…, criterion='learned')."
+        )
+    logits, labels = all_logits(model, data, y, batch_size=batch_size, verbose=verbose)
+    answers = np.stack([gate_scores(values)[1] for values in logits])
+    right = answers == (answers[-1] if labels is None else labels)
+    gates: list[list[float] | None] = [None] * len(model.criteria)
+    rows = []
+    for index, criterion in enumerate(model.criteria):
+        if criterion != "learned":
+            continue
+        name, of_exit = model.exit_names[index], right[index]
+        try:
+            gates[index] = found = fit_gate(logits[index], of_exit)
+        except ValueError as error:
+            raise ValueError(f"Exit '{name}': {error}") from error
+        score, _ = gate_scores(logits[index], "learned", found)
+        entropy, _ = gate_scores(logits[index])
+        areas = [area_under_roc(values, of_exit) for values in (score, -entropy)]
+        rows.append((name, found, float(of_exit.mean()), *areas))
+    model.gates = gates
+    names, *columns = map(list, zip(*rows, strict=True))
+    target = "agrees" if labels is None else "right"
+    return GateReport(names, right.shape[1], target, *columns)
+
+
 def _labels(verb: str, labels: np.ndarray | None, data: Any) -> np.ndarray:
     if labels is None:
         raise ValueError(
@@ -154,8 +187,10 @@ def calibrate(
     labels = _labels("calibrate", labels, data)
     # The gate compares float32 scores, so thresholds lie between these.
     scores = [
-        gate_scores(values, criterion)[0].astype(np.float32)
-        for values, criterion in zip(logits, model.criteria, strict=False)
+        gate_scores(values, criterion, gate)[0].astype(np.float32)
+        for values, criterion, gate in zip(
+            logits, model.criteria, model.gates, strict=False
+        )
     ]
     answers = np.stack([gate_scores(values)[1] for values in logits])
     counted, trunk = _exit_costs(model) if costs is None else (costs, None)

@@ -12,6 +12,14 @@ from keras_branchy import BranchyModel, ExitBranch
 
 CLASSES = 4
 
+# Of a learned gate: bias, and weights of the largest probability, the entropy, the margin.
+LEARNED = [-0.5, 1.5, -0.75, 0.5]
+
+
+def coefficients(criterion):
+    """What a criterion needs beside the logits."""
+    return LEARNED if criterion == "learned" else None
+
 
 @dataclass(frozen=True)
 class Case:
@@ -137,6 +145,14 @@ def mixed_criteria():
     }
 
 
+def learned_criteria():
+    return {
+        "stem": ExitBranch(CLASSES, criterion="learned"),
+        "inside": ExitBranch(CLASSES),
+        "join": ExitBranch(CLASSES, criterion="learned"),
+    }
+
+
 MODELS = [
     Case("sequential", lambda: BranchyModel(sequential(), exits("conv")), images),
     Case("linear_ending", lambda: BranchyModel(linear_ending(), exits("conv")), images),
@@ -154,6 +170,13 @@ MODELS = [
     Case(
         "temperatures",
         lambda: BranchyModel(residual(), mixed_criteria(), temperatures=[2.5, 0.4, 1.7]),
+        images,
+    ),
+    Case(
+        "learned",
+        lambda: BranchyModel(
+            residual(), learned_criteria(), gates=[LEARNED, None, [0.1, -1.0, -2.0, 0.4]]
+        ),
         images,
     ),
     Case("nested", lambda: BranchyModel(nested(), exits("first", "inner/first")), images),

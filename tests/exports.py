@@ -59,7 +59,7 @@ def prepared(name):
 def medians(model, x):
     """Thresholds in the widest gap about the middle, so that rounding moves nobody."""
     logits, _ = all_logits(model, x, verbose=0)
-    scores, _ = score_all(np.stack(logits), model.criteria)
+    scores, _ = score_all(np.stack(logits), model.criteria, model.gates)
     return [float(middle_of_gap(row)) for row in scores[:-1]]
 
 

@@ -63,10 +63,16 @@ def scores_of(model, index, output):
     """The score of an exit from its output, written apart from the package."""
     ordered = np.sort(output.astype(np.float64), axis=-1)
     criterion = [*model.criteria, "entropy"][index]
+    entropy = -(ordered * np.log(np.maximum(ordered, 1e-300))).sum(-1)
     if criterion == "entropy":
-        return -(ordered * np.log(np.maximum(ordered, 1e-300))).sum(-1)
+        return entropy
+    margin = ordered[:, -1] - ordered[:, -2]
     if criterion == "margin":
-        return ordered[:, -1] - ordered[:, -2]
+        return margin
+    if criterion == "learned":
+        bias, largest, of_entropy, of_margin = model.gates[index]
+        x = bias + largest * ordered[:, -1] + of_entropy * entropy + of_margin * margin
+        return 1 / (1 + np.exp(-x))
     return ordered[:, -1]
 
 
@@ -114,7 +120,7 @@ def test_config_round_trip(name):
     again.set_weights(model.get_weights())
     assert again.exit_names == model.exit_names
     assert again.criteria == model.criteria
-    assert again.temperatures == model.temperatures
+    assert (again.temperatures, again.gates) == (model.temperatures, model.gates)
     for one, other in zip(numbers(model, x), numbers(again, x), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -127,7 +133,7 @@ def test_keras_file_round_trip(name, tmp_path):
     again = keras.models.load_model(tmp_path / "model.keras")
     assert isinstance(again, BranchyModel)
     assert (again.thresholds, again.patience) == (model.thresholds, model.patience)
-    assert again.temperatures == model.temperatures
+    assert (again.temperatures, again.gates) == (model.temperatures, model.gates)
     for one, other in zip(numbers(model, x), numbers(again, x), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -269,6 +275,7 @@ def test_clone_has_new_weights_and_no_thresholds(name):
     assert isinstance(clone, BranchyModel)
     assert (clone.thresholds, clone.exit_names) == (None, model.exit_names)
     assert clone.temperatures == [1.0] * len(model.exit_names)
+    assert clone.gates == [None] * len(model.criteria)
     clone.set_weights(model.get_weights())
     for one, other in zip(numbers(model, x), numbers(clone, x), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -289,6 +296,7 @@ def test_the_table_covers_the_public_classes():
         "max_probability",
         "margin",
         "distance",
+        "learned",
     }
     assert EarlyExitResult.__dataclass_fields__.keys() == {
         "labels",

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
+from cases import LEARNED, coefficients
 
 from keras_branchy import reference
 from keras_branchy.criteria import CRITERIA, check_criterion, gate_scores
@@ -32,7 +33,13 @@ def written_out(row, criterion):
     # ln S by the rest of the sum, or float64 itself loses an entropy of 1e-17
     rest = math.fsum(terms[:label] + terms[label + 1 :])
     weighted = math.fsum(t * (z - largest) for t, z in zip(terms, row, strict=True) if t)
-    return math.log1p(rest) - weighted / total, label
+    entropy = math.log1p(rest) - weighted / total
+    if criterion == "entropy":
+        return entropy, label
+    bias, *weights = LEARNED
+    seen = 1 / total, entropy, written_out(row, "margin")[0]
+    x = bias + math.fsum(w * s for w, s in zip(weights, seen, strict=True))
+    return 1 / (1 + math.exp(-x)), label
 
 
 HOSTILE = {
@@ -56,13 +63,15 @@ HOSTILE = {
 
 
 def numpy_scores(row, criterion):
-    score, label = gate_scores(np.array([row]), criterion)
+    score, label = gate_scores(np.array([row]), criterion, coefficients(criterion))
     return score[0], label[0]
 
 
 def tensorflow_scores(row, criterion, dtype="float32"):
     logits = tf.cast(tf.constant([row], tf.float64), dtype)
-    _, label, score = reference.exit_gate(logits, tf.constant(0.5), criterion)
+    _, label, score = reference.exit_gate(
+        logits, tf.constant(0.5), criterion, coefficients(criterion)
+    )
     assert (score.dtype, label.dtype) == (tf.float32, tf.int64)
     return score.numpy()[0], label.numpy()[0]
 
@@ -105,11 +114,14 @@ def test_small_entropies_keep_their_digits():
 def test_exit_is_the_score_against_the_threshold(criterion, rng):
     logits = rng.normal(0, 4, (500, 5)).astype(np.float32)
     logits[::50, 2] = NAN
-    _, _, scores = reference.exit_gate(tf.constant(logits), tf.constant(0.0), criterion)
+    own = coefficients(criterion)
+    _, _, scores = reference.exit_gate(
+        tf.constant(logits), tf.constant(0.0), criterion, own
+    )
     scores = scores.numpy()
     for threshold in (*scores[1:20:3], NAN, INF, -INF):
         leaves, _, _ = reference.exit_gate(
-            tf.constant(logits), tf.constant(np.float32(threshold)), criterion
+            tf.constant(logits), tf.constant(np.float32(threshold)), criterion, own
         )
         below = criterion == "entropy"
         want = scores < threshold if below else scores >= threshold
@@ -120,12 +132,13 @@ def test_exit_is_the_score_against_the_threshold(criterion, rng):
 def test_any_batch_in_one_trace(criterion, rng):
     @tf.function(input_signature=[tf.TensorSpec([None, 3])])
     def gate(logits):
-        return reference.exit_gate(logits, tf.constant(0.5), criterion)
+        own = coefficients(criterion)
+        return reference.exit_gate(logits, tf.constant(0.5), criterion, own)
 
     for size in (0, 1, 7):
         logits = rng.normal(size=(size, 3)).astype(np.float32)
         leaves, labels, scores = gate(tf.constant(logits))
-        want = gate_scores(logits, criterion)
+        want = gate_scores(logits, criterion, coefficients(criterion))
         assert leaves.shape == labels.shape == scores.shape == (size,)
         np.testing.assert_array_equal(labels, want[1])
         np.testing.assert_allclose(scores, want[0], rtol=3e-6, atol=1e-7)
@@ -142,9 +155,11 @@ def test_numpy_takes_any_leading_dimensions(rng):
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_bounds_hold_what_scores_can_be(criterion, rng):
     low, high = CRITERIA[criterion].bounds(4)
-    scores, _ = gate_scores(rng.normal(0, 5, (1000, 4)), criterion)
+    own = coefficients(criterion)
+    scores, _ = gate_scores(rng.normal(0, 5, (1000, 4)), criterion, own)
     assert scores.min() >= low and scores.max() <= high
-    extremes = gate_scores(np.array([[0.0] * 4, [800.0, 0.0, 0.0, 0.0]]), criterion)[0]
+    rows = np.array([[0.0] * 4, [800.0, 0.0, 0.0, 0.0]])
+    extremes = gate_scores(rows, criterion, own and [-100.0, 200.0, 0.0, 0.0])[0]
     if criterion != "distance":
         np.testing.assert_allclose(sorted(extremes), [low, high], atol=1e-15)
 
@@ -162,3 +177,28 @@ def test_disabled_and_named_thresholds():
 def test_unknown_criteria(name):
     with pytest.raises(ValueError, match=r"Unknown criterion .*Expected one of: 'entropy'"):
         check_criterion(name)
+
+
+UNFIT = [
+    ("learned", None, "no coefficients yet. Received: None. Fit them with model.fit_gates"),
+    ("learned", [1.0, 2.0], "four finite coefficients, of bias.*Received: coefficients="),
+    ("learned", [0.0, 1.0, NAN, 2.0], "four finite coefficients"),
+    ("learned", [0.0, 1.0, 1e39, 2.0], "four finite coefficients"),  # float32 has less
+    ("learned", "abcd", "four finite coefficients"),
+    ("learned", 3.0, "four finite coefficients"),
+    ("margin", LEARNED, "Only the criterion 'learned' has coefficients.*Pass None"),
+]
+
+
+@pytest.mark.parametrize("criterion, given, said", UNFIT)
+def test_coefficients_are_those_of_the_criterion(criterion, given, said):
+    with np.errstate(over="ignore"), pytest.raises(ValueError, match=said):
+        gate_scores(np.zeros((2, 3)), criterion, given)
+
+
+@pytest.mark.parametrize("bias", [-2000.0, 2000.0])
+def test_a_gate_that_is_sure_of_all_neither_overflows_nor_warns(bias):
+    own = [bias, 1.0, 1.0, 1.0]
+    logits = np.array([[1.0, 2.0]])
+    _, _, score = reference.exit_gate(tf.constant(logits), 0.5, "learned", own)
+    assert gate_scores(logits, "learned", own)[0] == score == (bias > 0)

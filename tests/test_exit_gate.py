@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from cases import coefficients
 
 from keras_branchy import exit_gate
 from keras_branchy.criteria import CRITERIA, gate_scores
@@ -12,9 +13,9 @@ from keras_branchy.criteria import CRITERIA, gate_scores
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_answers_in_numpy_terms(implementation, criterion, rng):
     logits = rng.normal(0, 4, (64, 10)).astype(np.float32)
-    want_score, want_label = gate_scores(logits, criterion)
+    want_score, want_label = gate_scores(logits, criterion, coefficients(criterion))
     threshold = float(np.median(want_score))
-    leaves, label, score = exit_gate(logits, threshold, criterion)
+    leaves, label, score = exit_gate(logits, threshold, criterion, coefficients(criterion))
     np.testing.assert_array_equal(label, want_label)
     # float32 sums of ten terms
     np.testing.assert_allclose(score, want_score, rtol=3e-6, atol=1e-7)
@@ -28,11 +29,11 @@ def test_answers_in_numpy_terms(implementation, criterion, rng):
 def test_a_score_at_the_threshold(implementation, criterion, dtype, rng):
     """Entropy leaves strictly below; the others at the threshold too."""
     logits = tf.cast(rng.normal(0, 2, (40, 7)), dtype)
-    _, _, score = exit_gate(logits, 0.0, criterion)
+    _, _, score = exit_gate(logits, 0.0, criterion, coefficients(criterion))
     for row in range(0, 40, 5):
         # As a Python float, a NumPy scalar and a tensor, the same float32.
         for at in (float(score[row]), score[row].numpy(), tf.cast(score[row], tf.float64)):
-            leaves, _, _ = exit_gate(logits, at, criterion)
+            leaves, _, _ = exit_gate(logits, at, criterion, coefficients(criterion))
             assert bool(leaves[row]) is (criterion != "entropy")
             want = score < score[row] if criterion == "entropy" else score >= score[row]
             np.testing.assert_array_equal(leaves, want)
@@ -43,14 +44,16 @@ def test_a_score_at_the_threshold(implementation, criterion, dtype, rng):
 def test_small_batches(implementation, size, dtype):
     logits = tf.zeros((size, 3), dtype)
     for criterion in CRITERIA:
-        leaves, label, score = exit_gate(logits, 0.5, criterion)
+        leaves, label, score = exit_gate(logits, 0.5, criterion, coefficients(criterion))
         assert leaves.shape == label.shape == score.shape == (size,)
         assert label.dtype == tf.int64 and score.dtype == tf.float32
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_a_threshold_that_is_no_number_lets_nobody_leave(implementation, criterion):
-    leaves, _, _ = exit_gate([[1e4, 0.0], [0.0, 0.0], [np.nan, 0.0]], np.nan, criterion)
+    leaves, _, _ = exit_gate(
+        [[1e4, 0.0], [0.0, 0.0], [np.nan, 0.0]], np.nan, criterion, coefficients(criterion)
+    )
     assert not leaves.numpy().any()
 
 
@@ -59,7 +62,9 @@ def test_broken_rows_stay_at_any_threshold(implementation, criterion):
     inf, nan = np.inf, np.nan
     rows = [[nan, 9.0], [inf, 0.0], [-inf, -inf], [nan, inf], [nan, nan]]
     for threshold in (inf, -inf, 0.0, 1e30, -1e30):
-        leaves, label, score = exit_gate(rows, threshold, criterion)
+        leaves, label, score = exit_gate(
+            rows, threshold, criterion, coefficients(criterion)
+        )
         assert not leaves.numpy().any() and np.isnan(score).all()
         # NaN counts as -inf, and ties go to the lowest class.
         assert label.numpy().tolist() == [1, 0, 0, 1, 0]
@@ -80,7 +85,9 @@ def test_shapes_are_known_in_a_graph(implementation):
 
 def test_none_lets_nobody_leave(implementation):
     for criterion in CRITERIA:
-        leaves, _, _ = exit_gate([[1e4, 0.0], [0.0, 0.0]], None, criterion)
+        leaves, _, _ = exit_gate(
+            [[1e4, 0.0], [0.0, 0.0]], None, criterion, coefficients(criterion)
+        )
         assert not leaves.numpy().any()
 
 
@@ -110,6 +117,8 @@ def test_one_threshold(implementation):
 def test_known_criterion(implementation):
     with pytest.raises(ValueError, match=r"Unknown criterion 'x'. Expected one of"):
         exit_gate([[1.0, 2.0]], 0.5, "x")
+    with pytest.raises(ValueError, match=r"'learned' has no coefficients yet"):
+        exit_gate([[1.0, 2.0]], 0.5, "learned")
 
 
 def test_under_xla_the_reference_runs(implementation):

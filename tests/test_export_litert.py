@@ -8,7 +8,7 @@ import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.compiled_model import CompiledModel
 from ai_edge_litert.interpreter import Interpreter
-from cases import MODELS, images, residual
+from cases import MODELS, coefficients, images, residual
 from exports import exported, medians, prepared, root
 from keras import layers
 
@@ -134,7 +134,10 @@ def test_the_cascade_runs_as_a_compiled_model():
 def score_in_litert(criterion, classes):
     """The cascade's own gate as a file: what the converter leaves of the formula."""
     spec = [tf.TensorSpec([1, classes], tf.float32, name="logits")]
-    gate = tf.function(lambda z: {"score": graph_score(z, criterion)}, input_signature=spec)
+    own = coefficients(criterion)
+    gate = tf.function(
+        lambda z: {"score": graph_score(z, criterion, own)}, input_signature=spec
+    )
     module = tf.Module()
     module.gate = gate
     converter = tf.lite.TFLiteConverter.from_concrete_functions(
@@ -151,13 +154,14 @@ def test_the_gate_in_a_file_keeps_its_digits(criterion, rng):
     for scale in (0.01, 1.0, 4.0, 16.0, 40.0):
         for _ in range(20):
             z = (rng.normal(size=10) * scale).astype(np.float32)
-            expected = gate_scores(z, criterion)[0]
+            expected = gate_scores(z, criterion, coefficients(criterion))[0]
             # Single precision; a margin is a difference of numbers near 1. A thousandth
             # of a threshold counts as rounding, these are to stay far below it.
             floor = 2e-7 if criterion == "margin" else 1e-30
             np.testing.assert_allclose(run(z), expected, rtol=1e-4, atol=floor)
     ties = np.array([2.0, 2.0, *[0.0] * 8], np.float32)
-    np.testing.assert_allclose(run(ties), gate_scores(ties, criterion)[0], atol=4e-7)
+    expected = gate_scores(ties, criterion, coefficients(criterion))[0]
+    np.testing.assert_allclose(run(ties), expected, atol=4e-7)
 
 
 def test_a_sure_exit_is_not_below_a_threshold_of_zero():
@@ -174,7 +178,7 @@ def test_broken_logits_have_no_score_in_a_file(criterion):
     for z in ([np.nan, 1, 2, 3], [3, 1, 2, np.nan], [np.inf, 0, 0, 0], [-np.inf] * 4):
         assert np.isnan(run(np.array(z, np.float32))), z
     with_zero = np.array([-np.inf, 1, 2, 3], np.float32)
-    expected = gate_scores(with_zero, criterion)[0]
+    expected = gate_scores(with_zero, criterion, coefficients(criterion))[0]
     np.testing.assert_allclose(run(with_zero), expected, rtol=1e-4)
 
 

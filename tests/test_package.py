@@ -109,7 +109,8 @@ def test_importing_the_model_registers_what_its_file_needs():
     code = (
         "from keras_branchy import BranchyModel\n"
         "import keras\n"
-        "names = ('BranchyModel', 'ExitBranch')\n"
+        "names = ('BranchyModel', 'ExitBranch', 'OneVsRestHinge', 'ResidualBlock', "
+        "'LocalResponseNormalization', 'StochasticDepth', 'ZeroPaddedShortcut')\n"
         "found = [keras.saving.get_registered_object(f'keras_branchy>{n}') "
         "for n in names]\n"
         "print(None not in found)"

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from cases import coefficients
 from exports import exported, rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,8 +28,9 @@ ODD = st.sampled_from([np.nan, np.inf, -np.inf, 0.0, 1.5])
     logits=arrays(np.float32, st.tuples(st.just(1), st.integers(1, 120)), elements=FLOATS)
 )
 def test_the_gate_of_one_row_is_that_of_numpy(criterion, logits):
-    score, label, probabilities = row_gate(criterion)(logits)
-    expected, wanted = gate_scores(logits, criterion)
+    own = coefficients(criterion)
+    score, label, probabilities = row_gate(criterion, own)(logits)
+    expected, wanted = gate_scores(logits, criterion, own)
     # Sums are taken in another order.
     np.testing.assert_allclose(score, np.float32(expected[0]), rtol=1e-6, atol=1e-12)
     assert label == wanted[0]
@@ -41,8 +43,9 @@ def test_the_gate_of_one_row_is_that_of_numpy(criterion, logits):
 @settings(max_examples=100, deadline=None)
 @given(logits=arrays(np.float32, st.tuples(st.just(1), st.integers(1, 4)), elements=ODD))
 def test_the_gate_of_one_row_knows_broken_rows(criterion, logits):
-    score, label, probabilities = row_gate(criterion)(logits)
-    expected, wanted = gate_scores(logits, criterion)
+    own = coefficients(criterion)
+    score, label, probabilities = row_gate(criterion, own)(logits)
+    expected, wanted = gate_scores(logits, criterion, own)
     np.testing.assert_allclose(score, np.float32(expected[0]), rtol=1e-6)
     assert label == wanted[0]
     assert np.isnan(probabilities).all() == np.isnan(score)
@@ -53,6 +56,13 @@ def test_small_entropies_keep_their_digits():
     e = np.exp(np.array([-30.0, -29.0]))
     expected = np.log1p(e.sum()) - (e * [-30.0, -29.0]).sum() / (1 + e.sum())
     np.testing.assert_allclose(row_gate("entropy")(logits)[0], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("classes", [3, 120])
+def test_the_gate_of_one_row_does_not_overflow(classes):
+    logits = np.arange(classes, dtype=np.float32)[None]
+    for bias, score in ((-1e6, 0.0), (1e6, 1.0)):
+        assert row_gate("learned", [bias, 1.0, 1.0, 1.0])(logits)[0] == score
 
 
 def check(runner, export, x=None, which=slice(None)):

@@ -8,9 +8,10 @@ than a small stage.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from keras_branchy.criteria import CRITERIA
+from keras_branchy.criteria import CRITERIA, check_coefficients
 from keras_branchy.export.archive import Endpoint, input_specs
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class _Walk:
     def __init__(self, model: BranchyModel):
         self.stages = model.stages()
         self.criteria = [*model.criteria, "entropy"]
+        self.gates = [*model.gates, None]
         self.patience = model.patience
 
     def run(self, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -62,7 +64,7 @@ class _Walk:
         answer = {
             "probabilities": tf.nn.softmax(logits),
             "label": tf.argmax(logits, -1, output_type=tf.int32),
-            "score": graph_score(logits, criterion),
+            "score": graph_score(logits, criterion, self.gates[index]),
         }
         taken = tf.constant([index], tf.int32)
         if index == len(self.stages) - 1:
@@ -92,10 +94,13 @@ class _Walk:
         return one if not index else tf.where(label == previous, agreed + 1, one)
 
 
-def graph_score(logits: tf.Tensor, criterion: str) -> tf.Tensor:
+def graph_score(
+    logits: tf.Tensor, criterion: str, coefficients: Sequence[float] | None = None
+) -> tf.Tensor:
     """The score [1] of logits [1, C]; see `keras_branchy.criteria` for the formulas."""
     import tensorflow as tf
 
+    coefficients = check_coefficients(criterion, coefficients)
     top = tf.reduce_max(logits, -1, keepdims=True)
     d = logits - top
     # XNNPACK's maximum and exponential may lose a NaN, division does not: the second term
@@ -107,13 +112,24 @@ def graph_score(logits: tf.Tensor, criterion: str) -> tf.Tensor:
     if criterion == "max_probability":
         return 1.0 / tf.reduce_sum(e, -1)
     if criterion == "margin":
-        second = tf.math.top_k(e, 2).values[:, 1]
-        return (1.0 - second) / tf.reduce_sum(e, -1)
+        return _margin(e)
     is_top = tf.floor(e)  # 1 or 0, without a comparison
     # The sum of the others: 1 + it would round away what a sure exit is sure by.
     rest = tf.reduce_sum(e - is_top, -1) + (tf.reduce_sum(is_top, -1) - 1.0)
     weighted = tf.reduce_sum(e * tf.maximum(d, -104.0), -1)  # e^-104 is 0: no 0 · -inf
-    return _log1p(rest) - weighted / (1.0 + rest)
+    entropy = _log1p(rest) - weighted / (1.0 + rest)
+    if coefficients is None:
+        return entropy
+    bias, of_largest, of_entropy, of_margin = coefficients
+    x = bias + of_largest / (1.0 + rest) + of_entropy * entropy + of_margin * _margin(e)
+    # As above: the exponential may lose a NaN, which the second term keeps.
+    return 1.0 / (1.0 + tf.exp(-x)) + 1e-35 * x
+
+
+def _margin(e: tf.Tensor) -> tf.Tensor:
+    import tensorflow as tf
+
+    return (1.0 - tf.math.top_k(e, 2).values[:, 1]) / tf.reduce_sum(e, -1)
 
 
 def _log1p(x: tf.Tensor) -> tf.Tensor:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,11 +13,22 @@ from keras_branchy.criteria import CRITERIA, gate_scores
 __all__ = ["decide", "score_all"]
 
 
-def score_all(logits: np.ndarray, criteria: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Scores [N, B] float32, entropy at the last exit, and labels [N, B]."""
+def score_all(
+    logits: np.ndarray, criteria: Sequence[str], gates: Sequence[Any] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores [N, B] float32, entropy at the last exit, and labels [N, B].
+
+    Args:
+        logits: [N, B, C].
+        criteria: N - 1 names.
+        gates: Coefficients of learned gates, as `BranchyModel.gates` holds them.
+    """
+    gates = [None] * len(criteria) if gates is None else gates
     rows = [
-        gate_scores(values, criterion)
-        for values, criterion in zip(logits, [*criteria, "entropy"], strict=True)
+        gate_scores(values, criterion, gate)
+        for values, criterion, gate in zip(
+            logits, [*criteria, "entropy"], [*gates, None], strict=True
+        )
     ]
     scores, labels = map(np.stack, zip(*rows, strict=True))
     return scores.astype(np.float32), labels

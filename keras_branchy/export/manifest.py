@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from keras_branchy import cost
-from keras_branchy.criteria import CRITERIA
+from keras_branchy.criteria import COEFFICIENTS, CRITERIA
 from keras_branchy.export.archive import input_specs
 from keras_branchy.export.contents import Contents
 from keras_branchy.export.request import Request
@@ -63,10 +63,14 @@ def write(data: dict[str, Any], folder: Path) -> None:
 
 def exits(model: BranchyModel, thresholds: list[float | None] | None) -> list[dict]:
     """The manifest's rows of exits, with the thresholds given."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     values = thresholds or [None] * len(model.criteria)
-    for name, criterion, threshold in zip(
-        model.exit_names, [*model.criteria, "entropy"], [*values, None], strict=True
+    for name, criterion, threshold, gate in zip(
+        model.exit_names,
+        [*model.criteria, "entropy"],
+        [*values, None],
+        [*model.gates, None],
+        strict=True,
     ):
         rule = CRITERIA[criterion]
         sign = "<" if rule.exits_below else ">="
@@ -79,6 +83,8 @@ def exits(model: BranchyModel, thresholds: list[float | None] | None) -> list[di
                 "threshold": threshold,
             }
         )
+        if gate is not None:
+            rows[-1]["coefficients"] = dict(zip(COEFFICIENTS, gate, strict=True))
     rows[-1]["leaves_if"] = "always"
     return rows
 

@@ -35,9 +35,11 @@ def refit(
     criteria = model.criteria
     previous = model.thresholds
     limits = gate_thresholds(previous, criteria)
-    _, exits = decide(*score_all(data.logits, criteria), criteria, limits, None)
+    _, exits = decide(
+        *score_all(data.logits, criteria, model.gates), criteria, limits, None
+    )
     shares = np.bincount(exits, minlength=len(criteria) + 1) / data.count
-    scores, labels = _of_files(folder, child, data, criteria)
+    scores, labels = _of_files(model, folder, child, data)
     report = calibrate(
         list(scores[:-1]),
         labels == data.labels,
@@ -59,9 +61,9 @@ def refit(
 
 
 def _of_files(
-    folder: Path, child: Child, data: Data, criteria: list[str]
+    model: BranchyModel, folder: Path, child: Child, data: Data
 ) -> tuple[np.ndarray, np.ndarray]:
     found = answers_of(folder, child, data.arrays, None)
     if "logits" in found:
-        return score_all(found["logits"], criteria)
+        return score_all(found["logits"], model.criteria, model.gates)
     return found["scores"], found["labels"]

@@ -80,7 +80,7 @@ class _Check:
 
     def _cascade(self, arrays: dict, logits: np.ndarray, labels: Any) -> dict[str, Any]:
         criteria, patience = self.model.criteria, self.model.patience
-        scores, answers = score_all(logits, criteria)
+        scores, answers = score_all(logits, criteria, self.model.gates)
         # At the medians both branches run, whatever the thresholds are.
         probe = np.nanmedian(scores[:-1], axis=1).astype(np.float32)
         found = answers_of(self.folder, self.child, arrays, probe)
@@ -114,7 +114,8 @@ class _Check:
             return None
         criteria = self.model.criteria
         limits = gate_thresholds(self.thresholds, criteria)
-        return decide(*score_all(logits, criteria), criteria, limits, self.model.patience)
+        scored = score_all(logits, criteria, self.model.gates)
+        return decide(*scored, criteria, limits, self.model.patience)
 
     def _decisions(self, decided: Any, logits: np.ndarray, truth: Any) -> dict[str, Any]:
         if decided is None:
@@ -122,9 +123,8 @@ class _Check:
             return dict.fromkeys(names)
         criteria = self.model.criteria
         limits = gate_thresholds(self.model.thresholds, criteria)
-        expected = decide(
-            *score_all(logits, criteria), criteria, limits, self.model.patience
-        )
+        scored = score_all(logits, criteria, self.model.gates)
+        expected = decide(*scored, criteria, limits, self.model.patience)
         known = truth is not None
         return {
             "exits_differ": int((decided[1] != expected[1]).sum()),

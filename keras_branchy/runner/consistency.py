@@ -29,6 +29,8 @@ def _exits(data: dict) -> Iterator[str]:
         sign = "<" if criterion.exits_below else ">="
         if (row["unit"], row["leaves_if"]) != (criterion.unit, f"score {sign} threshold"):
             yield f"exit '{row['name']}' is not decided as {criterion.name} is"
+        if ("coefficients" in row) != (criterion.name == "learned"):
+            yield f"exit '{row['name']}' and its coefficients do not agree"
     if exits[-1]["leaves_if"] != "always" or exits[-1]["threshold"] is not None:
         yield "the last exit does not take every sample"
     yield from _twice([row["name"] for row in exits], "exit")

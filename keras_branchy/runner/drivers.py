@@ -53,6 +53,7 @@ def open_driver(manifest: Manifest) -> Driver:
 class _Staged(ABC):
     def __init__(self, manifest: Manifest):
         self.criteria = [row.criterion for row in manifest.exits]
+        self.coefficients = [row.gate for row in manifest.exits]
         self.patience = manifest.data["patience"]
         self.num_classes = manifest.data["num_classes"]
         self.batch_size = manifest.data["batch_size"]
@@ -70,8 +71,10 @@ class _Staged(ABC):
     def every_exit(self, samples: Samples, count: int) -> list[np.ndarray]:
         logits = self.logits(samples, count)
         rows = [
-            (*gate_scores(values, criterion), softmax(values))
-            for values, criterion in zip(logits, self.criteria, strict=True)
+            (*gate_scores(values, criterion, gate), softmax(values))
+            for values, criterion, gate in zip(
+                logits, self.criteria, self.coefficients, strict=True
+            )
         ]
         scores, labels, probabilities = map(np.stack, zip(*rows, strict=True))
         return [scores.astype(np.float32), labels, probabilities]
@@ -82,7 +85,7 @@ class SampleDriver(_Staged):
 
     def __init__(self, manifest: Manifest):
         super().__init__(manifest)
-        self.gates = [row_gate(criterion) for criterion in self.criteria]
+        self.gates = list(map(row_gate, self.criteria, self.coefficients))
         self.below = [CRITERIA[criterion].exits_below for criterion in self.criteria]
 
     def predict(
@@ -145,7 +148,7 @@ class BatchDriver(_Staged):
         previous, agreed = np.full(count, -1), np.zeros(count, int)
         for index, criterion in enumerate(self.criteria):
             logits = self._run(index, tensors, len(who))
-            score, label = gate_scores(logits, criterion)
+            score, label = gate_scores(logits, criterion, self.coefficients[index])
             score = score.astype(np.float32)
             leaves = np.ones(len(who), bool)
             if index < len(thresholds):

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from keras_branchy.criteria import COEFFICIENTS
 from keras_branchy.runner.consistency import check_consistency
 from keras_branchy.runner.schema import violations
 
@@ -55,6 +56,14 @@ class Exit:
     unit: str
     leaves_if: str
     threshold: float | None
+    coefficients: dict[str, float] | None = None
+
+    @property
+    def gate(self) -> list[float] | None:
+        """The coefficients of a learned gate, in order."""
+        if self.coefficients is None:
+            return None
+        return [self.coefficients[name] for name in COEFFICIENTS]
 
 
 @dataclass(frozen=True)

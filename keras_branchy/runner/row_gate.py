@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import exp, expm1, log1p, nan
 
 import numpy as np
 
-from keras_branchy.criteria import gate_scores
+from keras_branchy.criteria import check_coefficients, gate_scores
 
 __all__ = ["Answer", "row_gate"]
 
@@ -19,19 +20,22 @@ Answer = tuple[float, int, Sequence[float] | np.ndarray]
 """Score (a float32), label, and one probability per class."""
 
 
-def row_gate(criterion: str) -> Callable[[np.ndarray], Answer]:
+def row_gate(
+    criterion: str, coefficients: Sequence[float] | None = None
+) -> Callable[[np.ndarray], Answer]:
     """A function from the logits [1, C] of one sample to its score, label, probabilities.
 
     It agrees with `criteria.gate_scores`, rows of NaN and infinities included, whose
     probabilities are NaN.
     """
-    finish = _FINISH[criterion]
+    coefficients = check_coefficients(criterion, coefficients)
+    finish = partial(_learned, coefficients) if coefficients else _FINISH[criterion]
 
     def gate(logits: np.ndarray) -> Answer:
         row = logits[0].tolist()
         total = sum(row)
         if len(row) > _MANY_CLASSES or total - total != 0.0:
-            return _in_numpy(logits[0], criterion)
+            return _in_numpy(logits[0], criterion, coefficients)
         top = max(row)
         label = row.index(top)
         d = [z - top for z in row]
@@ -64,6 +68,16 @@ def _distance(top: float, d: list, e: list, rest: float, label: int) -> float:
     return top
 
 
+def _learned(
+    coefficients: Sequence[float], top: float, d: list, e: list, rest: float, label: int
+) -> float:
+    row = (top, d, e, rest, label)
+    bias, of_largest, of_entropy, of_margin = coefficients
+    x = bias + of_largest * _max_probability(*row) + of_entropy * _entropy(*row)
+    x += of_margin * _margin(*row)
+    return 1.0 / (1.0 + exp(-x)) if x > -700.0 else 0.0  # exp(710) is an error
+
+
 _FINISH = {
     "entropy": _entropy,
     "max_probability": _max_probability,
@@ -72,8 +86,10 @@ _FINISH = {
 }
 
 
-def _in_numpy(row: np.ndarray, criterion: str) -> Answer:
-    score, label = gate_scores(row, criterion)
+def _in_numpy(
+    row: np.ndarray, criterion: str, coefficients: Sequence[float] | None
+) -> Answer:
+    score, label = gate_scores(row, criterion, coefficients)
     return float(np.float32(score)), int(label), softmax(row)
 
 
