@@ -143,8 +143,10 @@ class ExitMonitor(keras.callbacks.Callback):
         if not self._target:
             return model.thresholds if self._thresholds is None else self._thresholds
         rows = [
-            gate_scores(values, criterion)
-            for values, criterion in zip(logits, [*model.criteria, "entropy"], strict=True)
+            gate_scores(values, criterion, gate)
+            for values, criterion, gate in zip(
+                logits, [*model.criteria, "entropy"], [*model.gates, None], strict=True
+            )
         ]
         report = calibrate(
             [score.astype(np.float32) for score, _ in rows[:-1]],

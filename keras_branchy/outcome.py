@@ -74,7 +74,7 @@ def outcome(
         raise ValueError(
             "An outcome needs labelled samples. Received: 0 samples. Check the data set."
         )
-    scores, answers = score_all(np.stack(logits), model.criteria)
+    scores, answers = score_all(np.stack(logits), model.criteria, model.gates)
     gates = gate_thresholds(thresholds, model.criteria)
     chosen, exits = decide(scores, answers, model.criteria, gates, model.patience)
     right = chosen == labels

@@ -157,7 +157,7 @@ def _clear(logits: np.ndarray) -> np.ndarray:
 
 def _exits_as_the_rule_says(model: BranchyModel, logits: Any, exits: np.ndarray) -> bool:
     gates = gate_thresholds(model.thresholds, model.criteria)
-    scores, labels = score_all(np.stack(logits), model.criteria)
+    scores, labels = score_all(np.stack(logits), model.criteria, model.gates)
     _, expected = decide(scores, labels, model.criteria, gates, model.patience)
     gap = np.abs(scores[:-1] - gates[:, None])
     known = np.isfinite(gates)
