@@ -21,6 +21,7 @@ ADDED = {
         "calibrate",
         "criteria",
         "early_exit",
+        "ensemble",
         "exit_names",
         "export_stages",
         "fit_gates",

@@ -17,6 +17,12 @@ from keras_branchy.cost.registry import (
 )
 from keras_branchy.exit_branch import ExitBranch
 from keras_branchy.last_exit import LinearCall
+from keras_branchy.layers import (
+    LocalResponseNormalization,
+    ResidualBlock,
+    StochasticDepth,
+    ZeroPaddedShortcut,
+)
 from keras_branchy.masks import AttachMask
 
 Shapes = list[Shape]
@@ -58,7 +64,8 @@ counts(
     *_each_rank("Cropping", "SpatialDropout", "UpSampling", "ZeroPadding"),
     table=LAYERS,
 )(free)
-register(AttachMask, free)
+for _own in (AttachMask, LocalResponseNormalization, StochasticDepth, ZeroPaddedShortcut):
+    register(_own, free)
 
 
 # ---- Dense layers and convolutions ---------------------------------------------------
@@ -244,6 +251,13 @@ def _exit_branch(layer: Any, inputs: Shapes, outputs: Shapes) -> int:
 
 
 register(ExitBranch, _exit_branch)
+
+
+def _residual_block(layer: Any, inputs: Shapes, outputs: Shapes) -> int:
+    return 2 * prod(outputs[0]) * 9 * layer.filters
+
+
+register(ResidualBlock, _residual_block)
 
 
 # ---- Functions of keras.ops ----------------------------------------------------------

@@ -10,7 +10,7 @@ from keras.layers import Conv2D, Dense, Dropout, Flatten, MaxPooling2D, ReLU
 
 from keras_branchy.branchy_model import BranchyModel
 from keras_branchy.exit_branch import ExitBranch
-from keras_branchy.networks.local_response_normalization import LocalResponseNormalization
+from keras_branchy.layers import LocalResponseNormalization
 
 __all__ = ["b_alexnet"]
 

@@ -11,9 +11,10 @@ from keras.layers import AveragePooling2D, Conv2D, Dense, Flatten, ReLU
 
 from keras_branchy.branchy_model import BranchyModel
 from keras_branchy.exit_branch import ExitBranch
-from keras_branchy.networks.local_response_normalization import LocalResponseNormalization
-from keras_branchy.networks.residual import ResidualBlock, batch_norm, residual_block
-from keras_branchy.networks.stochastic_depth import survival_rates
+from keras_branchy.layers import LocalResponseNormalization, ResidualBlock
+from keras_branchy.layers.residual_block import batch_norm
+from keras_branchy.layers.stochastic_depth import survival_rates
+from keras_branchy.networks.residual_block import residual_block
 
 __all__ = ["b_resnet"]
 
