@@ -11,8 +11,9 @@ import keras
 # Imported for Keras to know what files may hold.
 from keras_branchy import layers, one_vs_rest_hinge  # noqa: F401
 from keras_branchy.attach import attach
-from keras_branchy.early_exiting import EarlyExiting, Settings
+from keras_branchy.early_exiting import EarlyExiting
 from keras_branchy.exit_branch import ExitBranch
+from keras_branchy.exit_scores import Settings
 
 __all__ = ["BranchyModel"]
 
@@ -43,9 +44,9 @@ class BranchyModel(EarlyExiting):
             on its label (PABEE, arXiv 2006.04152).
         from_logits: What the backbone's output is, for an ending that is not recognised:
             True for logits, False for a distribution.
-        **kwargs: `name` and `trainable`, as for every Keras model, and `temperatures`, as
-            the property holds them. Keras itself passes `inputs` and `outputs` when it
-            loads or clones.
+        **kwargs: `name` and `trainable`, as for every Keras model, and `temperatures` and
+            `gates`, as the properties hold them. Keras itself passes `inputs` and
+            `outputs` when it loads or clones.
 
     Raises:
         ValueError: If a tap cannot be used, the backbone is no classifier of the kind
@@ -82,7 +83,7 @@ class BranchyModel(EarlyExiting):
     ):
         inputs, outputs = kwargs.pop("inputs", backbone), kwargs.pop("outputs", exits)
         dtype = kwargs.pop("dtype", None)
-        temperatures = kwargs.pop("temperatures", None)
+        temperatures, gates = kwargs.pop("temperatures", None), kwargs.pop("gates", None)
         _check_keywords(args, kwargs)
         if not _are_tensors(outputs):
             inputs, outputs = attach(backbone, exits, from_logits)
@@ -92,6 +93,7 @@ class BranchyModel(EarlyExiting):
         # A plain object, which Keras does not look into.
         object.__setattr__(self, "_settings", Settings())
         self.temperatures = temperatures
+        self.gates = gates
         self.thresholds = thresholds
         self.patience = patience
 
@@ -102,6 +104,7 @@ class BranchyModel(EarlyExiting):
             "thresholds": self.thresholds,
             "patience": self.patience,
             "temperatures": self.temperatures,
+            "gates": self.gates,
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
         }
 
@@ -122,6 +125,6 @@ def _check_keywords(args: tuple, kwargs: dict[str, Any]) -> None:
     if unknown:
         raise TypeError(
             f"BranchyModel does not know the arguments {unknown}. Expected: backbone, "
-            "exits, thresholds, patience, temperatures, from_logits, name, trainable. "
-            "Losses and their weights belong to compile()."
+            "exits, thresholds, patience, temperatures, gates, from_logits, name, "
+            "trainable. Losses and their weights belong to compile()."
         )

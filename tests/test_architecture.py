@@ -14,14 +14,14 @@ from project import PACKAGE, ROOT, fresh_python, source_files
 LAYERS = (
     ("criteria", "layers", "masks", "names", "one_vs_rest_hinge", "temperature"),
     ("graph",),
-    ("thresholds", "by_exit", "risk", "targets", "plots"),
+    ("thresholds", "learned_gate", "by_exit", "risk", "targets", "plots"),
     ("threshold_search", "answers"),
     ("midpoints",),
     ("candidates",),
     ("guarantees",),
     ("report",),
     ("reference", "native", "calibration", "runner", "last_exit", "per_exit"),
-    ("exit_branch", "exit_gate"),
+    ("exit_branch", "exit_gate", "exit_scores"),
     ("attach", "early_exiting"),
     ("branchy_model",),
     ("stages", "batches"),
@@ -35,7 +35,7 @@ LAYERS = (
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 
 # The verbs of BranchyModel import what does their work when they are called.
-LAZILY_UPWARD = {"early_exiting"}
+LAZILY_UPWARD = {"early_exiting", "exit_scores"}
 
 FRAMEWORKS = {"tensorflow", "keras"}
 WITHOUT_FRAMEWORKS = {
@@ -45,6 +45,7 @@ WITHOUT_FRAMEWORKS = {
     "criteria",
     "drift",
     "guarantees",
+    "learned_gate",
     "midpoints",
     "plots",
     "report",
