@@ -105,6 +105,6 @@ def check_losses(losses: dict[str, Any] | None, branches: Mapping[str, Any]) -> 
             raise ValueError(
                 f"The output of '{name}' is no distribution (activation=None), but "
                 f"losses given by name expect one. Received: loss={loss!r}. Pass a loss "
-                "object for decision values, such as a hinge loss that derives from "
-                f"keras.losses.Loss, as loss={{'{name}': …}}."
+                "object for decision values, for this exit or for each in a dict: "
+                f"loss={{'{name}': keras_branchy.OneVsRestHinge(), …}}."
             )

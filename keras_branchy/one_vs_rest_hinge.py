@@ -35,7 +35,8 @@ class OneVsRestHinge(keras.losses.Loss):
         y_pred: Decision values [B, classes].
 
     Raises:
-        ValueError: If the labels have neither shape.
+        ValueError: If the labels have neither shape, or there is not one row of values
+            per sample.
 
     Example:
 
@@ -52,12 +53,21 @@ class OneVsRestHinge(keras.losses.Loss):
         super().__init__(name=name, **kwargs)
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        y_pred = ops.convert_to_tensor(y_pred)
+        y_pred = _check_values(ops.convert_to_tensor(y_pred))
         sides = 2 * _one_hot(ops.convert_to_tensor(y_true), y_pred) - 1
         return ops.mean(ops.relu(1 - sides * y_pred), axis=-1)
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config()
+
+
+def _check_values(values: Any) -> Any:
+    if len(values.shape) != 2:
+        raise ValueError(
+            "`y_pred` must hold a row of decision values per sample, [B, classes]. "
+            f"Received: y_pred of shape {tuple(values.shape)}."
+        )
+    return values
 
 
 def _one_hot(labels: Any, values: Any) -> Any:

@@ -19,12 +19,13 @@ class LocalResponseNormalization(keras.layers.Layer):
     `depth_radius` of c, `alpha` not divided by their number: as in AlexNet (Krizhevsky,
     Sutskever and Hinton, 2012) and in Chainer. It is written in `keras.ops`, so that it
     trains on every backend, and becomes additions, products and square roots in exported
-    files, where LiteRT's own normalization would run outside its fast kernels.
+    files, where LiteRT's own normalization would run outside its fast kernels. Under
+    float16 and bfloat16 it computes in float32, since squares soon overflow.
 
     Args:
         depth_radius: Channels to each side that count; 1 is a window of three.
         bias: Added to the sum. Positive.
-        alpha: Weight of the sum.
+        alpha: Weight of the sum. Not negative.
         beta: The exponent. 0.75, 0.5 and 1 take square roots only.
         **kwargs: As for every layer.
 
@@ -59,10 +60,15 @@ class LocalResponseNormalization(keras.layers.Layer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        if depth_radius != int(depth_radius) or depth_radius < 0 or bias <= 0:
+        if depth_radius != int(depth_radius) or depth_radius < 0:
             raise ValueError(
-                "`depth_radius` must be a whole number of channels, at least 0, and `bias` "
-                f"positive. Received: depth_radius={depth_radius!r}, bias={bias!r}."
+                "`depth_radius` must be a whole number of channels to each side, at least "
+                f"0. Received: depth_radius={depth_radius!r}."
+            )
+        if bias <= 0 or alpha < 0:
+            raise ValueError(
+                "`bias` must be positive and `alpha` not negative, or what is divided by "
+                f"may be 0. Received: bias={bias!r}, alpha={alpha!r}."
             )
         self.depth_radius = int(depth_radius)
         self.bias = float(bias)
@@ -70,14 +76,14 @@ class LocalResponseNormalization(keras.layers.Layer):
         self.beta = float(beta)
 
     def call(self, inputs: Any) -> Any:
-        radius, channels = self.depth_radius, inputs.shape[-1]
-        squares = ops.pad(
-            ops.square(inputs), [(0, 0)] * (len(inputs.shape) - 1) + [(radius, radius)]
-        )
+        x = ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
+        radius, channels = self.depth_radius, x.shape[-1]
+        squares = ops.pad(ops.square(x), [(0, 0)] * (len(x.shape) - 1) + [(radius, radius)])
         total = squares[..., :channels]
         for start in range(1, 2 * radius + 1):
             total = total + squares[..., start : start + channels]
-        return inputs * self._power(self.bias + self.alpha * total)
+        normalized = x * self._power(self.bias + self.alpha * total)
+        return ops.cast(normalized, inputs.dtype)
 
     def _power(self, x: Any) -> Any:
         """`x ** -beta`, without logarithms where square roots give it."""

@@ -17,14 +17,15 @@ class StochasticDepth(keras.layers.Layer):
 
     It stands behind the branch and in front of the addition. In training one draw decides
     for the whole batch, as in the source; otherwise the branch is multiplied by its
-    survival. Survival falls linearly with depth: block l of L survives with
-    `1 - l / L · (1 - survival of the last)`, which `survival_rates` lists.
+    survival. In `b_resnet(stochastic_depth=p)` survival falls linearly with depth: block l
+    of L survives with `1 - l / L · (1 - p)`.
 
     Source: Huang et al., "Deep Networks with Stochastic Depth" (arXiv 1603.09382).
 
     Args:
         survival_rate: Probability that the branch is kept, above 0 and at most 1.
-        seed: An integer for draws that repeat, or None.
+        seed: An integer for draws that repeat, another one for each layer; or None, for
+            draws that follow `keras.utils.set_random_seed`.
         **kwargs: As for every layer.
 
     Input shape:
@@ -72,7 +73,7 @@ class StochasticDepth(keras.layers.Layer):
 
 
 def survival_rates(blocks: int, last: float) -> list[float]:
-    """Of each block in turn, falling linearly from nearly 1 to `last`."""
+    """Of each block in turn, falling linearly to `last`: 1 - l / L · (1 - last)."""
     last = check_survival(last, "stochastic_depth")
     return [1 - (block + 1) / blocks * (1 - last) for block in range(blocks)]
 

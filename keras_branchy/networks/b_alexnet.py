@@ -118,7 +118,7 @@ def _conv(filters: int, size: int, name: str) -> Conv2D:
 
 
 def _branch(index: int, convs: int) -> list[keras.layers.Layer]:
-    """What stands before the logits: 512 features in branch 1, 128 in branch 2."""
+    """What stands before the logits: as published 512 features in branch 1, 128 in 2."""
     layers = _head(f"_branch{index}")
     for number in range(1, convs + 1):
         layers += [

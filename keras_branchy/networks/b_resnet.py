@@ -44,9 +44,10 @@ def b_resnet(
     | exit 2 reads | the first group | the second group |
     | exit 2 | a block of 16 | 3x3x32 |
 
-    With depth 110 the authors' trunk has 232.4 M multiply-accumulates, and exit 1 a head of
-    48.2 M on a trunk of 0.4 M: an image that leaves there has cost a fifth of the whole.
-    The Chainer version calls its network ResNet-110 and runs one of depth 20.
+    With depth 110 the trunk has 1,745,226 parameters in both. The authors' has 232.4 M
+    multiply-accumulates, and exit 1 a head of 48.2 M on a trunk of 0.4 M: an image that
+    leaves there has cost a fifth of the whole. The Chainer version has 252.9 M; what it
+    calls ResNet-110 runs with a depth of 20.
 
     Args:
         depth: Layers, 6n + 2: 20, 32, 44, 56 or 110 are usual.
@@ -81,7 +82,7 @@ def b_resnet(
     assert model.exit_names == ["exit_1", "exit_2", "exit_3"]
     ```
     """
-    if depth < 8 or (depth - 2) % 6:
+    if not isinstance(depth, int) or depth < 8 or (depth - 2) % 6:
         raise ValueError(
             "`depth` must be 6n + 2 layers, n blocks in each of three groups: 20, 32, 44, "
             f"56, 110. Received: depth={depth!r}."

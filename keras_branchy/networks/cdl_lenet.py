@@ -13,7 +13,7 @@ __all__ = ["cdl_lenet"]
 
 
 def cdl_lenet(num_classes: int = 10, *, name: str | None = None) -> keras.Model:
-    """Builds the LeNet of `b_lenet` with a linear classifier at each pooled convolution.
+    """Builds the LeNet of `b_lenet` with linear exits at its first two poolings.
 
     Conditional deep learning trains the network alone, freezes it, and then trains the
     classifiers one after another, the first one first; each keeps the trunk as it is:
@@ -22,16 +22,18 @@ def cdl_lenet(num_classes: int = 10, *, name: str | None = None) -> keras.Model:
     from keras_branchy import networks
 
     model = networks.cdl_lenet()  # after: give it the weights of a trained LeNet
-    for trained in model.exit_names[:-1]:
+    for branch in model.branches:
         for layer in model.layers:
-            layer.trainable = layer.name == trained
-        model.compile("adam", {trained: "sparse_categorical_crossentropy"})
+            layer.trainable = layer is branch
+        model.compile("adam", {branch.name: "sparse_categorical_crossentropy"})
         # model.fit(train)
     ```
 
+    The exits have 11,260 and 8,110 parameters, and cost 11,250 and 8,100
+    multiply-accumulates. They decide by the largest probability.
+
     Source: Panda, Sengupta and Roy, "Conditional Deep Learning for Energy-Efficient and
-    Enhanced Pattern Recognition" (arXiv 1509.08971), which exits on the largest
-    probability; here on the same.
+    Enhanced Pattern Recognition" (arXiv 1509.08971).
 
     Args:
         num_classes: Number of classes.

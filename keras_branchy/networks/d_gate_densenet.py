@@ -35,7 +35,7 @@ def d_gate_densenet(
 
     The default is DenseNet-201 as it is used on 32x32 images: bottlenecks, transitions
     that halve the channels, a 3x3 stem without stride or pooling; 18.3 M parameters and
-    1.4 G multiply-accumulates. How the gates are trained is said in `d_gate_resnet`.
+    1.36 G multiply-accumulates. How the gates are trained is said in `d_gate_resnet`.
 
     Args:
         num_classes: Number of classes.

@@ -33,20 +33,20 @@ def d_gate_resnet(
     """Builds a ResNet of bottleneck blocks with decision gates after groups 1 and 2.
 
     The default is ResNet-101 as it is used on 32x32 images: a 3x3 stem without stride or
-    pooling, 42.5 M parameters and 2.52 G multiply-accumulates, twice which is the
-    5 GFLOPs that the published savings are a share of. The source trains the network,
-    freezes it, and trains one linear layer per gate on its features; here a gate sees
-    them averaged to a grid of 4x4, which the source leaves open:
+    pooling, 42.6 M parameters and 2.51 G multiply-accumulates, which are the 5 GFLOPs that
+    the published savings are a share of. The source trains the network, freezes it, and
+    trains one linear layer per gate on its features; here a gate sees them averaged to a
+    grid of 4x4, which the source leaves open:
 
     ```python
-    import keras
     from keras_branchy import OneVsRestHinge, networks
 
     model = networks.d_gate_resnet(blocks=(1, 1, 1, 1), width=8)  # a small sibling
-    for layer in model.layers:
-        layer.trainable = layer.name in model.exit_names[:-1]
+    for layer in model.layers:  # after the network is trained
+        layer.trainable = layer in model.branches
     hinge = OneVsRestHinge()
     model.compile("adam", loss={"exit_1": hinge, "exit_2": hinge})
+    # model.fit(train)
     ```
 
     Args:
