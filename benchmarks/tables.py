@@ -5,7 +5,7 @@
     python benchmarks/tables.py --check    says which differ from their results
 
 A document marks the place: `<!-- results: NAME -->` and `<!-- /results -->`, NAME being a
-function of this file.
+function of this file, or a region of benchmarks/reproduction/pages.py.
 """
 
 import argparse
@@ -15,6 +15,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))
+
+from benchmarks.reproduction import pages  # noqa: E402
+
 RESULTS = ROOT / "benchmarks" / "results"
 REGION = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- /results -->)", re.DOTALL)
 
@@ -347,7 +351,8 @@ def rendered(text):
     """`text` with every marked region written anew."""
 
     def region(match):
-        return match[1] + globals()[match[2]]() + match[3]
+        write = pages.regions().get(match[2]) or globals()[match[2]]
+        return match[1] + write() + match[3]
 
     return REGION.sub(region, text)
 

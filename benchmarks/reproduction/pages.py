@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables of docs/results.md, each from the file that its target wrote."""
+
+import json
+from pathlib import Path
+
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "reproduce"
+
+
+def found(target):
+    path = RESULTS / f"{target}.json"
+    return json.loads(path.read_text("utf-8")) if path.exists() else None
+
+
+def page(target, render):
+    """What `render` makes of a document, or the command that makes the document."""
+    document = found(target)
+    if document is None:
+        return f"Not run yet: `python benchmarks/reproduce.py {target}` does.\n"
+    return render(document) + made_with(document)
+
+
+def made_with(document):
+    """Schedule, data, machine and command, and the figure where there is one."""
+    made, rows = document["made_with"], document["rows"]
+    schedules = "; ".join(dict.fromkeys(row["schedule"] for row in rows))
+    data = "; ".join(dict.fromkeys(row["data"] for row in rows))
+    seeds = ", ".join(map(str, document["seeds"]))
+    versions = ", ".join(f"{name} {number}" for name, number in made["versions"].items())
+    figure = f"{document['target'].replace('-', '_')}.png"
+    picture = (
+        f"\n![{document['target']}](../benchmarks/results/reproduce/{figure})\n"
+        if (RESULTS / figure).exists()
+        else ""
+    )
+    return (
+        f"{picture}\nSchedule {schedules}. Data {data}. Seeds {seeds}; mean ± standard "
+        f"deviation over them. {made['cores']} cores of {made['processor']}, "
+        f"{made['date'][:10]}; {versions}. "
+        f"`python benchmarks/reproduce.py {document['target']}`\n"
+    )
+
+
+# ---- Tables like BranchyNet's --------------------------------------------------------
+HEADER = (
+    "",
+    "plain, %",
+    "with exits, %",
+    "leave at each exit, %",
+    "MACs, trunk only",
+    "MACs, everything",
+    "time, trunk only",
+    "time, everything, batch 1",
+    "batch 512",
+)
+
+
+def table(document):
+    published = document["published"]
+    figures = published if isinstance(published, list) else list(published.values())
+    groups = [document["rows"]]
+    if not isinstance(published, list):
+        groups = [
+            [row for row in document["rows"] if row["table_row"] == name]
+            for name in published
+        ]
+    lines = []
+    for one, rows in zip(figures, groups, strict=True):
+        lines.append(published_line(one))
+        for chosen in dict.fromkeys(row["chosen"] for row in rows):
+            lines.append(line([row for row in rows if row["chosen"] == chosen]))
+    return markdown(HEADER, lines)
+
+
+def published_line(figures):
+    return (
+        f"published: {figures['source']}",
+        f"{100 * figures['plain']:.2f}",
+        f"{100 * figures['accuracy']:.2f}",
+        ", ".join(f"{100 * share:.1f}" for share in figures["shares"]),
+        "",
+        "",
+        f"{figures['gain']:.2f}",
+        "",
+        "",
+    )
+
+
+def line(rows):
+    """One way to choose thresholds, over the seeds."""
+    name = f"`{rows[0]['network']}`, {rows[0]['chosen']}"
+    if rows[0]["stands_in_for"]:
+        name += f" (stands in for `{rows[0]['stands_in_for']}`)"
+    shares = zip(*(row["shares"] for row in rows), strict=True)
+    return (
+        name,
+        over([100 * row["plain_accuracy"] for row in rows]),
+        over([100 * row["accuracy"] for row in rows]),
+        ", ".join(f"{100 * sum(share) / len(share):.1f}" for share in shares),
+        over([row["macs"]["gain_trunk_only"] for row in rows]),
+        over([row["macs"]["gain_everything"] for row in rows]),
+        *(timed(rows, size) for size in ("batch_1_trunk_only", "batch_1", "batch_512")),
+    )
+
+
+def timed(rows, size):
+    gains = [row["times"][size]["gain"] for row in rows if row["times"]]
+    return over(gains) if gains else "not timed"
+
+
+def over(values):
+    """Mean and, of several, standard deviation."""
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return f"{mean:.2f}"
+    spread = (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5
+    return f"{mean:.2f} ± {spread:.2f}"
+
+
+def markdown(header, rows):
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
+
+# ---- The other targets ---------------------------------------------------------------
+def grouped(rows, *keys):
+    """Rows by the values of some keys, in the order in which they come."""
+    groups = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return groups
+
+
+def percents(rows, value):
+    return over([100 * value(row) for row in rows])
+
+
+def layers(document):
+    header = (
+        "convolutions in branch 1",
+        "branch 1, %",
+        "with exits, %",
+        "MACs, everything",
+    )
+    rows = [
+        (
+            convs,
+            percents(found, lambda row: row["exit_accuracies"][0]),
+            percents(found, lambda row: row["accuracy"]),
+            over([row["macs"]["gain_everything"] for row in found]),
+        )
+        for (convs,), found in grouped(document["rows"], "branch1_convs").items()
+    ]
+    return markdown(header, rows)
+
+
+def branch1(document):
+    shown = {0.0, 0.25, 0.5, 0.75, 1.0}
+    header = ("network", "leave at branch 1", "accuracy, %", "largest entropy, nats")
+    rows = []
+    for (network, share), found in grouped(document["rows"], "network", "share").items():
+        if round(share, 2) in shown:
+            largest = [row["largest_entropy"] for row in found]
+            entropy = "" if None in largest else over(largest)
+            accuracy = percents(found, lambda row: row["accuracy"])
+            rows.append((f"`{network}`", f"{100 * share:.0f} %", accuracy, entropy))
+    return markdown(header, rows)
+
+
+def ways(document):
+    header = ("way", "exit 1, %", "last exit, %", "leaving early, %", "MACs, everything")
+    rows = [
+        (
+            way,
+            percents(found, lambda row: row["exit_accuracies"][0]),
+            percents(found, lambda row: row["exit_accuracies"][-1]),
+            percents(found, lambda row: row["accuracy"]),
+            over([row["macs"]["gain_everything"] for row in found]),
+        )
+        for (way,), found in grouped(document["rows"], "way").items()
+    ]
+    return markdown(header, rows)
+
+
+def places(document):
+    header = (
+        "network",
+        "first exit at",
+        "of the trunk's MACs",
+        "its accuracy, %",
+        "leave, %",
+        "with it, %",
+        "MACs, everything",
+    )
+    rows = [
+        (
+            f"`{network}`",
+            f"`{place}`",
+            f"{100 * found[0]['trunk_share_of_macs']:.0f} %",
+            percents(found, lambda row: row["exit_accuracy"]),
+            percents(found, lambda row: row["share"]),
+            percents(found, lambda row: row["accuracy"]),
+            over([row["gain_everything"] for row in found]),
+        )
+        for (network, place), found in grouped(document["rows"], "network", "place").items()
+    ]
+    return markdown(header, rows)
+
+
+def drops(document):
+    """Gates, or linear exits, on a frozen network."""
+    header = ("", "last exit, %", "with exits, %", "leave at each exit, %", "MACs saved, %")
+    rows = []
+    for (network, kind, drop), found in grouped(
+        [{"gates": "", **row} for row in document["rows"]],
+        "network",
+        "gates",
+        "allowed_drop",
+    ).items():
+        shares = zip(*(row["shares"] for row in found), strict=True)
+        rows.append(
+            (
+                f"`{network}` {kind}, {100 * drop:g} points allowed on validation images",
+                percents(found, lambda row: row["exit_accuracies"][-1]),
+                percents(found, lambda row: row["accuracy"]),
+                ", ".join(f"{100 * sum(share) / len(share):.1f}" for share in shares),
+                over([100 - 100 / row["macs"]["gain_everything"] for row in found]),
+            )
+        )
+    return markdown(header, rows)
+
+
+def depth(document):
+    header = ("survival of the last block", "plain, %", "exits, %")
+    rows = []
+    for (survival,), found in grouped(
+        document["rows"], "survival_of_the_last_block"
+    ).items():
+        exits = zip(*(row["exit_accuracies"] for row in found), strict=True)
+        rows.append(
+            (
+                "all are kept" if survival is None else survival,
+                percents(found, lambda row: row["plain_accuracy"]),
+                ", ".join(over([100 * value for value in one]) for one in exits),
+            )
+        )
+    return markdown(header, rows)
+
+
+RENDERED = {
+    "lenet": table,
+    "alexnet": table,
+    "resnet": table,
+    "chainer-table": table,
+    "chainer-branch1": branch1,
+    "chainer-layers": layers,
+    "training-modes": ways,
+    "exit-placement": places,
+    "dgate-resnet101": drops,
+    "dgate-densenet201": drops,
+    "cdl": drops,
+    "stochastic-depth": depth,
+}
+
+
+def regions():
+    """By name of the region in docs/results.md: a function that writes it."""
+    return {
+        f"reproduced_{target.replace('-', '_')}": (
+            lambda target=target, render=render: page(target, render)
+        )
+        for target, render in RENDERED.items()
+    }

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long, and how, each network is trained: published, for two cores, and to rehearse."""
+
+from dataclasses import asdict, dataclass
+
+NAMES = ("default", "full", "quick")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Epochs of the trunk alone, and then of the branchy and of the plain network alike.
+
+    Attributes:
+        name: `"full"` is the published one, `"default"` takes at most 45 minutes a target
+            on two cores, `"quick"` shows that the code runs.
+        trunk: Epochs of the trunk, before there are branches.
+        joint: Epochs of all exits together; the plain network gets as many.
+        batch_size: Images a step.
+        learning_rate: Of Adam.
+        cosine: True to let the learning rate of the last phase fall to zero by a cosine.
+        dtype: Policy to train in; networks are measured and saved in float32.
+        images: Training images, None for all.
+    """
+
+    name: str
+    trunk: int
+    joint: int
+    batch_size: int
+    learning_rate: float = 1e-3
+    cosine: bool = False
+    dtype: str = "float32"
+    images: int | None = None
+
+    def describe(self):
+        falls = ", falling by a cosine" if self.cosine else ""
+        images = f", {self.images:,} images" if self.images else ""
+        return (
+            f"{self.name}: {self.trunk} + {self.joint} epochs, Adam "
+            f"{self.learning_rate:g}{falls}, batch {self.batch_size}, {self.dtype}{images}"
+        )
+
+    def to_json(self):
+        return asdict(self)
+
+
+FULL = {
+    "lenet": Schedule("full", 50, 100, 512),
+    "alexnet": Schedule("full", 50, 100, 512),
+    "resnet": Schedule("full", 100, 100, 128),
+    "dgate": Schedule("full", 100, 20, 128, cosine=True, dtype="mixed_bfloat16"),
+    "ways": Schedule("full", 50, 100, 512),
+    "heads": Schedule("full", 50, 100, 512),
+    "layers": Schedule("full", 50, 100, 512),
+}
+# bfloat16 takes half the time on cores with AVX512_BF16, and batches of 128 learn faster.
+_SHORT = {"cosine": True, "dtype": "mixed_bfloat16"}
+DEFAULT = {
+    "lenet": Schedule("default", 4, 12, 128, 2e-3, cosine=True),
+    "alexnet": Schedule("default", 6, 12, 128, **_SHORT),
+    "resnet": Schedule("default", 6, 10, 128, **_SHORT),
+    # The trunk, then gates on it as it is.
+    "dgate": Schedule("default", 14, 3, 128, **_SHORT),
+    "ways": Schedule("default", 4, 12, 128, 2e-3, cosine=True, images=10_000),
+    # Heads alone, on a trunk that is trained.
+    "heads": Schedule("default", 0, 4, 128, 2e-3, cosine=True),
+    "layers": Schedule("default", 6, 4, 128, **_SHORT),
+}
+QUICK = {name: Schedule("quick", 1, 1, 32, images=128) for name in DEFAULT}
+
+
+def schedule(kind, name):
+    """The schedule of a kind of training, a key of DEFAULT, by name."""
+    return {"full": FULL, "default": DEFAULT, "quick": QUICK}[name][kind]

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two curves of BranchyNet_chainer.
+
+Accuracy and largest exited entropy against the share that leaves at branch 1, and accuracy
+against the convolutions of B-AlexNet's first branch.
+"""
+
+import numpy as np
+
+from benchmarks.reproduction import measurement, networks
+from benchmarks.reproduction.networks import B_LENET, CHAINER_ALEXNET, CHAINER_RESNET
+from benchmarks.reproduction.schedules import schedule
+
+SHARES = np.linspace(0, 1, 21)
+
+
+def branch1(run):
+    """By share at branch 1, nothing leaving in between."""
+    rows = []
+    for recipe in (B_LENET, CHAINER_ALEXNET, CHAINER_RESNET):
+        for seed in run.seeds:
+            model = run.branchy(recipe, seed)
+            answers = measurement.Answers(model, run.data(recipe.data).test)
+            rows += [{**run.common(recipe, seed), **point} for point in by_share(answers)]
+    return {"rows": rows}
+
+
+def by_share(answers):
+    """The surest images leave at branch 1, as many as the share says."""
+    scores = answers.scores[0]
+    order = np.argsort(scores, kind="stable")
+    for share in SHARES:
+        leave = order[: round(share * len(order))]
+        right = answers.correct[-1].copy()
+        right[leave] = answers.correct[0][leave]
+        yield {
+            "share": float(share),
+            "accuracy": float(right.mean()),
+            "largest_entropy": float(scores[leave[-1]]) if len(leave) else None,
+            "accuracy_at_branch_1": (
+                float(answers.correct[0][leave].mean()) if len(leave) else None
+            ),
+        }
+
+
+def layers(run):
+    """By the number of convolutions in branch 1, all from the same trunks."""
+    recipe, rows = CHAINER_ALEXNET, []
+    split, plan = run.data(recipe.data), schedule("layers", run.which)
+    for seed in run.seeds:
+        for convs in range(5):
+            model = run.trainer.trained(
+                f"{recipe.name}-{run.which}-{seed}/layers-{convs}",
+                lambda convs=convs: recipe.make(branch1_convs=convs),
+                split,
+                plan.joint,
+                schedule=plan,
+                seed=seed,
+                start=networks.copy_weights(
+                    networks.trunk(run.trainer, recipe, split, run.which, seed)
+                ),
+            )
+            answers = measurement.Answers(model, split.test)
+            found = without_loss(model, answers, split)
+            rows.append(
+                {
+                    **run.common(recipe, seed),
+                    "schedule": plan.describe(),
+                    "branch1_convs": convs,
+                    "exit_accuracies": answers.accuracies(),
+                    **found,
+                }
+            )
+    return {"rows": rows}
+
+
+def without_loss(model, answers, split):
+    """What early exit reaches with thresholds that lose nothing on validation images."""
+    report = model.calibrate(
+        *split.valid, max_accuracy_drop=0.0, batch_size=measurement.BATCH, verbose=0
+    )
+    found = answers.at(report.thresholds)
+    return {**found, "macs": measurement.macs(model, found["shares"])}

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Time an image, in both countings, the plain and the branchy network taking turns.
+
+Everything: from NumPy to labels in NumPy, heads, gate, masking and copies inside the timer,
+the device waited for. Trunk only: as BranchyNet's authors took theirs, one image at a time,
+the segments of the trunk alone, weighted by the share of the images that needs them.
+"""
+
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_branchy.thresholds import gate_thresholds
+
+SIZES = {1: 600, 512: 30}  # batch size: rounds
+
+
+def times(plain, model, thresholds, images, shares):
+    """Milliseconds an image and gains, by batch size and counting."""
+    taken = {
+        f"batch_{size}": everything(plain, model, thresholds, images, size, rounds)
+        for size, rounds in SIZES.items()
+        if size <= len(images)
+    }
+    return {**taken, "batch_1_trunk_only": trunk_only(model, images, shares)}
+
+
+def everything(plain, model, thresholds, images, size, rounds):
+    shape = tf.TensorSpec([size, *images.shape[1:]])
+    bounds = tf.constant(gate_thresholds(thresholds, model.criteria))
+    contestants = {
+        "plain": tf.function(lambda x: tf.argmax(plain(x, training=False), -1)),
+        "branchy": tf.function(lambda x: model.early_exit(x, bounds)["labels"]),
+    }
+    runs = {name: run.get_concrete_function(shape) for name, run in contestants.items()}
+    check(plain, model, thresholds, images[: 2 * size], runs, size)
+    taken = {name: [] for name in runs}
+    for turn in range(rounds):
+        start = turn * size % (len(images) - size + 1)
+        batch = images[start : start + size]
+        for name, run in runs.items():
+            begin = time.perf_counter()
+            run(tf.constant(batch)).numpy()
+            taken[name].append((time.perf_counter() - begin) * 1e3 / size)
+    return compared(taken["plain"], taken["branchy"])
+
+
+def check(plain, model, thresholds, images, runs, size):
+    """What is timed must give the answers that the models give; it also warms up."""
+    before, model.thresholds = model.thresholds, thresholds
+    expected = {
+        "plain": np.argmax(plain(images[:size], training=False), -1),
+        "branchy": model.predict_early(images[:size], batch_size=size, verbose=0).labels,
+    }
+    model.thresholds = before
+    for name, run in runs.items():
+        given = run(tf.constant(images[:size])).numpy()
+        if not np.array_equal(given, expected[name]):
+            raise RuntimeError(f"The timed function of the {name} network is wrong.")
+
+
+def compared(plain, branchy):
+    """Means, since images that leave and images that stay are both part of the time."""
+    return {
+        "plain": spread(plain),
+        "branchy": spread(branchy),
+        "gain": float(np.mean(plain) / np.mean(branchy)),
+        "gain_of_medians": float(np.median(plain) / np.median(branchy)),
+    }
+
+
+def spread(values):
+    low, median, high = np.percentile(values, (25, 50, 75))
+    return {
+        "median_ms": float(median),
+        "quartiles_ms": [float(low), float(high)],
+        "mean_ms": float(np.mean(values)),
+        "measurements": len(values),
+    }
+
+
+def trunk_only(model, images, shares, rounds=300):
+    """The authors' counting: medians of segments, weighted by who needs them."""
+    segments = trunk_segments(model, images[:1])
+    for run in segments:
+        run()
+    taken = np.zeros((rounds, len(segments)))
+    for turn in range(rounds):
+        for index, run in enumerate(segments):
+            begin = time.perf_counter()
+            run()
+            taken[turn, index] = (time.perf_counter() - begin) * 1e3
+    medians = np.median(taken, axis=0)
+    needed = 1 - np.concatenate([[0], np.cumsum(shares[:-1])])
+    return {
+        "segments_ms": medians.tolist(),
+        "plain_ms": float(medians.sum()),
+        "branchy_ms": float(medians @ needed),
+        "gain": float(medians.sum() / (medians @ needed)),
+    }
+
+
+def trunk_segments(model, image):
+    """A function without arguments for each stage's part of the trunk, heads left out."""
+    tensors = {model.inputs[0]._keras_history.operation.name: tf.constant(image)}
+    segments = []
+    for stage in model.stages():
+        run, made = segment(stage, tensors)
+        tensors.update(made)
+        segments.append(run)
+    return segments
+
+
+def segment(stage, tensors):
+    """The stage without its head, unless it is the last, and what it makes."""
+    outputs = {name: stage.model.output[name] for name in stage.model.output}
+    logits = outputs.pop("logits")
+    trunk = keras.Model(stage.model.input, outputs or {"logits": logits})
+    traced = tf.function(lambda read: trunk(read, training=False))
+    read = {name: tensors[name] for name in stage.model.input}
+    concrete = traced.get_concrete_function(read)
+    return lambda: concrete(read), concrete(read)

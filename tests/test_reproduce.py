@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""benchmarks/reproduce.py: trainings that go on, and figures that are what they say."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from project import ROOT
+
+sys.path.append(str(ROOT))
+
+from benchmarks.reproduction import (  # noqa: E402
+    data,
+    measurement,
+    networks,
+    output,
+    training,
+)
+from benchmarks.reproduction.published import BRANCHYNET  # noqa: E402
+from benchmarks.reproduction.schedules import DEFAULT, NAMES, Schedule, schedule  # noqa: E402
+from benchmarks.reproduction.targets import chainer, placement  # noqa: E402
+
+SCRIPT = ROOT / "benchmarks" / "reproduce.py"
+PLAN = Schedule("quick", 1, 4, 32)
+
+
+def small():
+    inputs = keras.Input((28, 28, 1))
+    x = keras.layers.Flatten()(inputs)
+    outputs = keras.layers.Dense(10, activation="softmax", name="last")(x)
+    return keras.Model(inputs, outputs, name="small")
+
+
+def train(trainer, split, **changed):
+    given = {"schedule": PLAN, "seed": 0, "epochs": 4, **changed}
+    return trainer.trained("small", small, split, given.pop("epochs"), **given)
+
+
+def epochs(folder):
+    lines = (folder / "small" / "epochs.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(line)["epoch"] for line in lines]
+
+
+@pytest.fixture(scope="module")
+def split():
+    return data.rehearsal("mnist", 96)
+
+
+# ---- Training ------------------------------------------------------------------------
+def test_a_training_goes_on_from_its_last_epoch(tmp_path, split):
+    for done in ([1], [1, 2], [1, 2, 3]):
+        with pytest.raises(training.OutOfTime):
+            train(training.Trainer(tmp_path, until=0), split)
+        assert epochs(tmp_path) == done
+    model = train(training.Trainer(tmp_path, until=0), split)  # the last epoch is left
+    assert epochs(tmp_path) == [1, 2, 3, 4]
+    again = train(training.Trainer(tmp_path), split)
+    assert epochs(tmp_path) == [1, 2, 3, 4]
+    np.testing.assert_array_equal(
+        model.get_layer("last").kernel, again.get_layer("last").kernel
+    )
+    assert not (tmp_path / "small" / "state").exists()
+    assert training.seconds_of(tmp_path / "small") >= 0
+
+
+def test_a_training_learns(tmp_path, split):
+    plan = Schedule("quick", 1, 30, 32, learning_rate=1e-2, cosine=True)
+    model = train(training.Trainer(tmp_path), split, schedule=plan, epochs=30)
+    assert measurement.plain_accuracy(model, split.test) > 0.9
+
+
+def test_other_settings_begin_anew_and_say_so(tmp_path, split, capsys):
+    train(training.Trainer(tmp_path), split, epochs=1)
+    train(training.Trainer(tmp_path), split, epochs=1, seed=1)
+    assert epochs(tmp_path) == [1]
+    assert "small: its settings have changed, so it is trained anew." in (
+        capsys.readouterr().out
+    )
+
+
+def test_what_is_trained_in_bfloat16_is_kept_in_float32(tmp_path, split):
+    plan = Schedule("quick", 1, 1, 32, dtype="mixed_bfloat16")
+    model = train(training.Trainer(tmp_path), split, schedule=plan, epochs=1)
+    assert model.get_layer("last").compute_dtype == "float32"
+    assert keras.config.dtype_policy().name == "float32"
+
+
+def test_weights_are_copied_by_name_or_refused():
+    source, target = small(), small()
+    training.copy_weights(source)(target)
+    np.testing.assert_array_equal(
+        source.get_layer("last").kernel, target.get_layer("last").kernel
+    )
+    inputs = keras.Input((3,))
+    other = keras.Model(inputs, keras.layers.Dense(2, name="other")(inputs), name="other")
+    with pytest.raises(ValueError, match="small and other have no layer with weights"):
+        training.copy_weights(source)(other)
+
+
+def test_every_kind_has_every_schedule():
+    for name in NAMES:
+        assert {schedule(kind, name).name for kind in DEFAULT} == {name}
+    assert networks.B_RESNET.for_schedule("full").options == {"depth": 110}
+    assert networks.B_RESNET.for_schedule("default").stands_in_for == "b_resnet110"
+
+
+# ---- Measuring -----------------------------------------------------------------------
+@pytest.fixture
+def answers(rng):
+    made = object.__new__(measurement.Answers)
+    made.criteria = ["entropy", "max_probability"]
+    made.scores = rng.integers(0, 6, (2, 40)) / 5  # many are equal
+    made.correct = rng.random((3, 40)) < np.array([[0.5], [0.7], [0.9]])
+    return made
+
+
+def test_accuracy_at_thresholds_is_that_of_the_rule_image_by_image(answers):
+    for thresholds in ([0.4, 0.8], [None, 0.2], [0.6, None], [0.0, 2.0]):
+        places, rights = [], []
+        for n in range(40):
+            first, second = thresholds
+            if first is not None and answers.scores[0, n] < np.float32(first):
+                place = 0
+            elif second is not None and answers.scores[1, n] >= np.float32(second):
+                place = 1
+            else:
+                place = 2
+            places.append(place)
+            rights.append(answers.correct[place, n])
+        found = answers.at(thresholds)
+        assert found["accuracy"] == np.mean(rights)
+        assert found["shares"] == [np.mean(np.array(places) == k) for k in range(3)]
+        for k, accuracy in enumerate(found["accuracy_where_taken"]):
+            there = [r for r, p in zip(rights, places, strict=True) if p == k]
+            assert accuracy == (np.mean(there) if there else None)
+
+
+def test_the_boldest_threshold_is_the_largest_that_loses_nothing(rng):
+    for _ in range(200):
+        scores = rng.integers(0, 8, 12) / 7
+        here, last = rng.random(12) < 0.6, rng.random(12) < 0.8
+        best = 0.0
+        for level in [*np.unique(scores), np.inf]:
+            leaves = scores < level
+            if np.where(leaves, here, last).sum() >= last.sum():
+                best = level
+        leaves = scores < placement.boldest(scores, here, last)
+        np.testing.assert_array_equal(leaves, scores < best)
+
+
+def test_a_share_of_the_surest_images_leaves_at_branch_1(answers):
+    for point in chainer.by_share(answers):
+        count = round(point["share"] * 40)
+        first = sorted(range(40), key=lambda n: (answers.scores[0, n], n))[:count]
+        right = [answers.correct[0 if n in first else 2, n] for n in range(40)]
+        assert point["accuracy"] == np.mean(right)
+        largest = max((answers.scores[0, n] for n in first), default=None)
+        assert point["largest_entropy"] == largest
+
+
+def test_both_countings_are_those_of_the_published_table():
+    # MACs at the published shares, by hand in the reference table: 6.66 and 4.09.
+    from keras_branchy import networks as published_networks
+
+    found = measurement.macs(published_networks.b_lenet(), [0.943, 0.057])
+    assert round(found["gain_trunk_only"], 2) == 6.66
+    assert round(found["gain_everything"], 2) == 4.09
+    assert found["plain"] == 1_140_070
+
+
+def test_trunk_time_is_weighted_by_who_needs_each_segment(monkeypatch):
+    from benchmarks.reproduction import timing
+
+    clock = iter(np.cumsum([0.0, 1.0, 0.0, 2.0, 0.0, 4.0] * 5))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(timing, "trunk_segments", lambda model, image: [lambda: None] * 3)
+    found = timing.trunk_only(None, np.zeros((1, 2)), [0.5, 0.25, 0.25], rounds=5)
+    assert found["segments_ms"] == [1000, 2000, 4000]
+    assert found["plain_ms"] == 7000
+    assert found["branchy_ms"] == 1000 + 0.5 * 2000 + 0.25 * 4000
+
+
+# ---- Data and files -------------------------------------------------------------------
+def test_whitened_images_span_0_to_1_and_lose_their_correlations(rng):
+    images = rng.random((300, 4, 4, 1)).repeat(2, 2).reshape(300, 32)[:, :16]
+    images = images.reshape(300, 4, 4, 1).astype("float32")
+    labels = np.zeros(300, "int64")
+    parts = {name: (images, labels) for name in ("train", "valid", "test")}
+    white, _ = data.whitened(data.Data("cifar10", "made up", **parts)).test
+    np.testing.assert_allclose(white.min((1, 2, 3)), 0, atol=1e-6)
+    np.testing.assert_allclose(white.max((1, 2, 3)), 1, atol=1e-6)
+    # By an independent route: the whitening of the centred images by their SVD.
+    flat = images.reshape(300, 16).astype(np.float64)
+    centred = (flat - flat.mean(0)) / flat.std()
+    _, sizes, axes = np.linalg.svd(centred, full_matrices=False)
+    scaled = centred @ axes.T / np.sqrt(sizes**2 / 300 + data.WHITENING_FLOOR) @ axes
+    scaled -= scaled.min(1, keepdims=True)
+    scaled /= scaled.max(1, keepdims=True)
+    # float32 eigenvectors against float64 singular vectors.
+    np.testing.assert_allclose(white.reshape(300, 16), scaled, atol=2e-4)
+
+
+def test_the_csv_has_the_published_columns_first(tmp_path):
+    row = {
+        "network": "b_resnet20",
+        "stands_in_for": "b_resnet110",
+        "seed": 3,
+        "schedule": "default: …",
+        "data": "cifar10: …",
+        "chosen": "no loss on validation images",
+        "plain_accuracy": 0.75,
+        "accuracy": 0.5,
+        "thresholds": [0.25, None],
+        "shares": [0.5, 0.0, 0.5],
+        "macs": {"gain_trunk_only": 1.5, "gain_everything": 1.25},
+        "times": None,
+    }
+    output.write(tmp_path / "a.json", {"rows": [row]})
+    assert json.loads((tmp_path / "a.json").read_text("utf-8")) == {"rows": [row]}
+    with (tmp_path / "a.csv").open(encoding="utf-8") as file:
+        head, plain, branchy = csv.reader(file)
+    assert head[:6] == [
+        "Network",
+        "Acc. (%)",
+        "Time (ms)",
+        "Gain",
+        "Thrshld. T",
+        "Exit (%)",
+    ]
+    assert plain[:2] == ["b_resnet20 (stands in for b_resnet110), plain", "75.0"]
+    assert branchy[1] == "50.0" and branchy[4:6] == ["0.25; never", "50; 0; 50"]
+    assert len(head) == len(plain) == len(branchy)
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_published_figures_agree_with_each_other():
+    for figures in BRANCHYNET.values():
+        assert abs(sum(figures.shares) - 1) < 0.002
+        assert abs(figures.plain_ms / figures.ms - figures.gain) < 0.06
+        assert len(figures.thresholds) == len(figures.shares) - 1
+
+
+# ---- The command ---------------------------------------------------------------------
+def reproduce(*args):
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *map(str, args)],
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ([], "name a target; one of: lenet, alexnet"),
+        (["lennet"], "there is no target 'lennet'; one of: lenet"),
+        (["lenet", "--quick"], "a rehearsal needs --json"),
+        (["lenet", "--json", "x.csv"], "--json names a file that ends in .json, not x.csv"),
+        (["lenet", "--quick", "--full"], "not allowed with argument"),
+    ],
+)
+def test_a_wrong_call_is_refused_before_anything_is_imported(args, said):
+    done = reproduce(*args)
+    assert done.returncode == 2 and said in done.stderr
+
+
+def test_a_target_is_rehearsed_from_the_shell_and_goes_on(tmp_path):
+    call = ["lenet", "--quick", "--made-up", "--seeds", 0, "--store", tmp_path / "store"]
+    out = tmp_path / "results" / "lenet.json"
+    done = reproduce(*call, "--json", out)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(out.read_text("utf-8"))
+    assert document["schedule"] == "quick" and len(document["rows"]) == 3
+    for row in document["rows"]:
+        assert "made-up images, a rehearsal" in row["data"]
+        assert row["times"]["batch_1"]["gain"] > 0
+        assert 0 <= row["accuracy"] <= 1 and abs(sum(row["shares"]) - 1) < 1e-9
+    assert out.with_suffix(".csv").exists()
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
