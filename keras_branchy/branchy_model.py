@@ -42,6 +42,8 @@ class BranchyModel(EarlyExiting):
             for all until `calibrate` has set them.
         patience: If an integer k ≥ 2, a sample also leaves where k successive exits agree
             on its label (PABEE, arXiv 2006.04152).
+        ensemble: True lets an exit answer together with those before it, by the mean of
+            their logits (Zero Time Waste, arXiv 2106.05409).
         from_logits: What the backbone's output is, for an ending that is not recognised:
             True for logits, False for a distribution.
         **kwargs: `name` and `trainable`, as for every Keras model, and `temperatures` and
@@ -78,6 +80,7 @@ class BranchyModel(EarlyExiting):
         *args: Any,
         thresholds: Sequence[float | None] | None = None,
         patience: int | None = None,
+        ensemble: bool = False,
         from_logits: bool | None = None,
         **kwargs: Any,
     ):
@@ -92,6 +95,7 @@ class BranchyModel(EarlyExiting):
             self.dtype_policy = keras.dtype_policies.get(dtype)
         # A plain object, which Keras does not look into.
         object.__setattr__(self, "_settings", Settings())
+        self.ensemble = ensemble
         self.temperatures = temperatures
         self.gates = gates
         self.thresholds = thresholds
@@ -103,6 +107,7 @@ class BranchyModel(EarlyExiting):
             **super().get_config(),
             "thresholds": self.thresholds,
             "patience": self.patience,
+            "ensemble": self.ensemble,
             "temperatures": self.temperatures,
             "gates": self.gates,
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
@@ -125,6 +130,6 @@ def _check_keywords(args: tuple, kwargs: dict[str, Any]) -> None:
     if unknown:
         raise TypeError(
             f"BranchyModel does not know the arguments {unknown}. Expected: backbone, "
-            "exits, thresholds, patience, temperatures, gates, from_logits, name, "
-            "trainable. Losses and their weights belong to compile()."
+            "exits, thresholds, patience, ensemble, from_logits, temperatures, gates, "
+            "name, trainable. Losses and their weights belong to compile()."
         )

@@ -57,14 +57,16 @@ class EarlyExiting(ExitScores):
 
         Stages share the model's variables and so stay right when it is trained further.
         """
-        from keras_branchy.stage_logits import with_temperatures
+        from keras_branchy.stage_logits import with_final_logits
         from keras_branchy.stages import cut
 
         settings = self._settings
         if settings.cut is None:
             settings.cut = cut(self)
         if settings.stages is None:
-            settings.stages = with_temperatures(settings.cut, self.temperatures)
+            settings.stages = with_final_logits(
+                settings.cut, self.temperatures, self.ensemble
+            )
         return settings.stages
 
     @property

@@ -26,6 +26,7 @@ class Settings:
 
     thresholds: list[float | None] | None = None
     patience: int | None = None
+    ensemble: bool = False
     temperatures: list[float] | None = None
     gates: list[list[float] | None] | None = None
     cut: tuple | None = None
@@ -44,10 +45,11 @@ class Settings:
 
 
 class ExitScores(MultiExitTraining):
-    """Criteria, temperatures and learned gates of a `BranchyModel`, and their fitting.
+    """Ensemble, temperatures and learned gates of a `BranchyModel`, and their fitting.
 
-    Each makes the scores that come after it: temperatures those of gates, gates those that
-    thresholds are chosen on. Changing one unsets what follows.
+    Each makes the scores of what comes after it: temperatures are fitted to the ensemble's
+    logits, gates to the divided ones, and thresholds to the scores of gates. Changing one
+    unsets what follows.
     """
 
     _settings: Settings
@@ -56,6 +58,30 @@ class ExitScores(MultiExitTraining):
     def criteria(self) -> list[str]:
         """The criterion of every exit but the last."""
         return [branch.criterion for branch in self.branches]
+
+    @property
+    def ensemble(self) -> bool:
+        """Whether an exit answers together with those before it; False at first.
+
+        Its logits are then the mean of theirs (`keras_branchy.stage_logits`): label,
+        probabilities and score at every exit, the last one too, are the ensemble's.
+        Stages hand the running sum on, in exported files as well; `predict`, `evaluate`
+        and `fit` see each exit by itself. Setting it unsets `temperatures`, `gates` and
+        `thresholds`.
+        """
+        return self._settings.ensemble
+
+    @ensemble.setter
+    def ensemble(self, ensemble: bool) -> None:
+        if not isinstance(ensemble, bool):
+            raise ValueError(
+                "`ensemble` says whether an exit answers together with those before it. "
+                f"Received: ensemble={ensemble!r}. Expected True or False."
+            )
+        if ensemble != self._settings.ensemble:
+            self._settings.ensemble = ensemble
+            self._settings.temperatures = None
+            self._settings.forget_stages()
 
     @property
     def temperatures(self) -> list[float]:

@@ -45,12 +45,14 @@ class Stage:
             [B, C] float32 and the tensors that it adds for later stages.
         live: Names of all tensors that later stages read, in the order in which they are
             made; inputs of the model among them stay with whoever runs the stages.
+        logits_sum: Name of the sum of logits that it hands on, where exits answer together.
     """
 
     index: int
     exit_name: str
     model: keras.Model
     live: tuple[str, ...]
+    logits_sum: str | None = None
 
     @property
     def input_names(self) -> list[str]:

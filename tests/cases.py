@@ -179,6 +179,23 @@ MODELS = [
         ),
         images,
     ),
+    Case(
+        "ensemble",
+        lambda: BranchyModel(residual(), exits("stem", "inside", "join"), ensemble=True),
+        images,
+    ),
+    Case(
+        "every_setting",
+        lambda: BranchyModel(
+            residual(),
+            learned_criteria(),
+            patience=3,
+            ensemble=True,
+            temperatures=[1.5, 0.5, 1.0, 2.0],
+            gates=[LEARNED, None, [0.1, -1.0, -2.0, 0.4]],
+        ),
+        images,
+    ),
     Case("nested", lambda: BranchyModel(nested(), exits("first", "inner/first")), images),
     Case("shared", lambda: BranchyModel(shared(), exits("block:0", "block:1")), images),
     Case("masked", lambda: BranchyModel(masked(), exits("lstm", "dense")), tokens),

@@ -40,12 +40,14 @@ def numbers(model, x):
 
 def answered(model, outputs):
     """What exits answer when they stand in stages: float64, from what the model gives."""
-    return [
-        tempered(output, temperature, is_gate(model, index))
-        for index, (output, temperature) in enumerate(
-            zip(outputs, model.temperatures, strict=True)
-        )
-    ]
+    made = []
+    for index, temperature in enumerate(model.temperatures):
+        output = outputs[index].astype(np.float64)
+        if model.ensemble:  # the geometric mean
+            output = np.prod(np.stack(outputs[: index + 1], dtype=np.float64), axis=0)
+            output **= 1 / (index + 1)
+        made.append(tempered(output, temperature, is_gate(model, index)))
+    return made
 
 
 def tempered(output, temperature, is_gate):
@@ -121,6 +123,7 @@ def test_config_round_trip(name):
     assert again.exit_names == model.exit_names
     assert again.criteria == model.criteria
     assert (again.temperatures, again.gates) == (model.temperatures, model.gates)
+    assert again.ensemble == model.ensemble
     for one, other in zip(numbers(model, x), numbers(again, x), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -134,6 +137,7 @@ def test_keras_file_round_trip(name, tmp_path):
     assert isinstance(again, BranchyModel)
     assert (again.thresholds, again.patience) == (model.thresholds, model.patience)
     assert (again.temperatures, again.gates) == (model.temperatures, model.gates)
+    assert again.ensemble == model.ensemble
     for one, other in zip(numbers(model, x), numbers(again, x), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -275,7 +279,7 @@ def test_clone_has_new_weights_and_no_thresholds(name):
     assert isinstance(clone, BranchyModel)
     assert (clone.thresholds, clone.exit_names) == (None, model.exit_names)
     assert clone.temperatures == [1.0] * len(model.exit_names)
-    assert clone.gates == [None] * len(model.criteria)
+    assert clone.gates == [None] * len(model.criteria) and not clone.ensemble
     clone.set_weights(model.get_weights())
     for one, other in zip(numbers(model, x), numbers(clone, x), strict=True):
         np.testing.assert_array_equal(one, other)

@@ -261,7 +261,7 @@ def test_new_temperatures_make_new_stages_of_the_same_cut(model, rng):
 def test_temperatures_hold_stock_layers_only(model):
     model.temperatures = [2.0, 3.0, 4.0]
     for stage in model.stages():
-        added = stage.model.get_layer(f"{stage.exit_name}_temperature")
+        added = stage.model.get_layer(f"{stage.exit_name}_scaled")
         assert type(added) is keras.layers.Rescaling and added.dtype == "float32"
 
 
@@ -327,15 +327,9 @@ def test_stages_with_temperatures_follow_further_training(model, rng):
         np.testing.assert_allclose(p / p.sum(-1, keepdims=True), output, atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
-    "options",
-    [
-        dict(layout="cascade"),
-        *(
-            pytest.param(options, marks=pytest.mark.long)
-            for options in (dict(format="saved_model"), dict(format="onnx"))
-        ),
-    ],
+    "options", [dict(layout="cascade"), dict(format="saved_model"), dict(format="onnx")]
 )
 def test_files_hold_the_divided_logits(options):
     export = exported("temperatures", **options)

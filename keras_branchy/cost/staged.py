@@ -124,6 +124,7 @@ def _split(stage: Stage, tensors: dict[str, Any]) -> tuple[list[Call], list[Call
     if not stage.live:
         return calls, []
     tensors.update(made)
+    made.pop(stage.logits_sum, None)  # handed on, and yet the head's
     trunk = _leading_to(made.values(), calls)
     return trunk, [call for call in calls if call not in trunk]
 

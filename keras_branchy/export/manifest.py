@@ -38,6 +38,7 @@ def describe(model: BranchyModel, request: Request, contents: Contents) -> dict[
         "class_names": request.class_names,
         "preprocessing": request.preprocessing,
         "patience": model.patience,
+        "ensemble": model.ensemble,
         "inputs": [
             _tensor(name, spec)
             for name, spec in input_specs(model, request.batch_size).items()

@@ -202,6 +202,7 @@ class CascadeDriver:
         self.program = open_program(manifest, manifest.cascade, "exit")
         self.num_classes = manifest.data["num_classes"]
         self.criteria = [CRITERIA[row.criterion] for row in manifest.exits[:-1]]
+        self.patience = manifest.data["patience"]
 
     def predict(
         self, samples: Samples, count: int, thresholds: np.ndarray
@@ -218,6 +219,12 @@ class CascadeDriver:
         return answers
 
     def every_exit(self, samples: Samples, count: int) -> list[np.ndarray]:
+        if self.patience is not None:
+            raise ValueError(
+                "A cascade with patience does not show what its later exits say: samples "
+                "leave before, at any threshold. Received: a cascade with patience="
+                f"{self.patience}. Export with layout='stages' for this."
+            )
         never = np.array([criterion.never for criterion in self.criteria], np.float32)
         rows = []
         for index in range(len(self.criteria) + 1):

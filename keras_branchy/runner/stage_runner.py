@@ -186,6 +186,10 @@ class StageRunner:
         Returns:
             scores [N, B] float32 (entropy at the last exit), labels [N, B] int64 and
             probabilities [N, B, C] float32.
+
+        Raises:
+            ValueError: If `x` does not fit the model, or a cascade with patience does not
+                show it.
         """
         samples, count = self._read(x)
         parts = self._run("every_exit", samples, count)
