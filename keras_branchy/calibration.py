@@ -12,8 +12,8 @@ from keras_branchy.answers import Answers
 from keras_branchy.guarantees import Guarantee, certified
 from keras_branchy.midpoints import thresholds_at
 from keras_branchy.report import CalibrationReport, OperatingPoint
+from keras_branchy.survey import Survey
 from keras_branchy.targets import Target
-from keras_branchy.threshold_search import ThresholdSearch
 
 __all__ = ["CalibrationReport", "OperatingPoint", "calibrate"]
 
@@ -91,42 +91,43 @@ def calibrate(
         max_cost=max_cost,
         exit_shares=exit_shares,
     )
-    guarantee = None
+    survey, guarantee = Survey(answers), None
     if confidence is None:
-        thresholds, front = _on_these(answers, target)
+        thresholds, front = on_these(survey, target)
     else:
-        thresholds, guarantee = certified(answers, target, confidence)
-        front = _front(answers)
+        thresholds, guarantee = certified(survey, target, confidence)
+        front = _front(survey)
     return _report(answers, target, thresholds, front, guarantee, exit_names)
 
 
-def _search(answers: Answers, counted: np.ndarray) -> ThresholdSearch:
-    return ThresholdSearch(answers.scores, counted, answers.costs, answers.criteria)
+def _front(survey: Survey) -> list[list[float | None]]:
+    search, bounds = survey.search(survey.answers.correct), survey.answers.bounds
+    cuts = survey.front(survey.answers.correct)
+    return [thresholds_at(search, point, bounds) for point in cuts]
 
 
-def _front(answers: Answers) -> list[list[float | None]]:
-    search = _search(answers, answers.correct)
-    return [thresholds_at(search, cuts, answers.bounds) for cuts in search.front()]
-
-
-def _on_these(
-    answers: Answers, target: Target
+def on_these(
+    survey: Survey, target: Target
 ) -> tuple[list[float | None], list[list[float | None]]]:
-    """The best thresholds on these samples, and those of a front with them on it."""
-    search = _search(answers, answers.correct)
+    """The best thresholds on these samples, and those of a front with them on it.
+
+    Raises:
+        ValueError: If no thresholds are found that meet the target.
+    """
+    answers = survey.answers
+    search = survey.search(answers.correct)
     if target.name == "exit_shares":
         chosen = search.with_shares(target.value)
         return thresholds_at(search, chosen, answers.bounds), []
-    front = search.front()
+    front = survey.front(answers.correct)
     if target.name == "max_cost":
         budget = target.value / answers.costs[-1]
         chosen = search.most_accurate(front, budget)
         _check_met(search.measure(chosen)[1] <= budget * (1 + 1e-9), target, answers)
     else:
         counted, needed = target.needed(answers.correct, answers.agrees)
-        counting = search if counted is answers.correct else _search(answers, counted)
-        start = front if counting is search else counting.front()
-        chosen = counting.cheapest(start, needed)
+        counting = survey.search(counted)
+        chosen = counting.cheapest(survey.front(counted), needed)
         _check_met(counting.measure(chosen)[0] >= needed, target, answers)
     front = search.unbeaten([*front, chosen])
     at = [thresholds_at(search, cuts, answers.bounds) for cuts in [chosen, *front]]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 from keras_branchy.answers import Answers
 from keras_branchy.candidates import candidates
 from keras_branchy.risk import RiskTest
+from keras_branchy.survey import Survey
 from keras_branchy.targets import Target
 
 __all__ = ["Guarantee", "certified"]
@@ -48,12 +49,12 @@ class Guarantee:
 
 
 def certified(
-    answers: Answers, target: Target, confidence: Any, seed: int = 0
+    survey: Survey, target: Target, confidence: Any, seed: int = 0
 ) -> tuple[list[float | None], Guarantee]:
     """The boldest thresholds on the path that the test lets pass.
 
     Args:
-        answers: The calibration samples.
+        survey: Of the calibration samples.
         target: What is to be kept.
         confidence: As for `RiskTest`.
         seed: Of the split into halves.
@@ -63,13 +64,20 @@ def certified(
             not even the safest thresholds pass.
     """
     test = RiskTest(confidence)
-    limits = _limits(target, answers)
-    chosen_by, tested_on = _split(answers, target, test, limits, seed)
-    path = candidates(chosen_by, target)
-    requirements = [_losses(target, tested_on, thresholds) for thresholds in path]
-    passed = test.walk([list(zip(losses, limits, strict=True)) for losses in requirements])
+    limits = _limits(target, survey.answers)
+    chosen_by, tested_on = _split(survey, target, test, limits, seed)
+    walked: list[list[float | None]] = []
+
+    def requirements() -> Iterator[list[tuple[np.ndarray, float]]]:
+        for thresholds in candidates(chosen_by, target):
+            walked.append(thresholds)
+            losses = _losses(target, tested_on, thresholds)
+            yield list(zip(losses, limits, strict=True))
+
+    passed = test.walk(requirements())
     if not passed:
-        raise ValueError(_refusal(target, test, limits, requirements[0], tested_on.samples))
+        losses = _losses(target, tested_on, walked[0])
+        raise ValueError(_refusal(target, test, limits, losses, tested_on.samples))
     if len(passed) == 1 and target.is_risk:
         warnings.warn(
             f"No early exit could be shown to keep {target.name}={target.value} at "
@@ -78,13 +86,13 @@ def certified(
             stacklevel=2,
         )
     guarantee = Guarantee(
-        statement=_statement(target, test, answers),
+        statement=_statement(target, test, survey.answers),
         confidence=confidence,
         limits=limits,
         risks=[evidence.risk for evidence in passed[-1]],
         samples=tested_on.samples,
     )
-    return path[len(passed) - 1], guarantee
+    return walked[len(passed) - 1], guarantee
 
 
 def _limits(target: Target, answers: Answers) -> list[float]:
@@ -119,25 +127,25 @@ def _losses(
 
 
 def _split(
-    answers: Answers, target: Target, test: RiskTest, limits: list[float], seed: int
-) -> tuple[Answers, Answers]:
+    survey: Survey, target: Target, test: RiskTest, limits: list[float], seed: int
+) -> tuple[Survey, Answers]:
     """Samples for the path and for the test: halves, but the test gets what it needs."""
+    samples = survey.answers.samples
     least = max(test.samples_needed(limit) for limit in limits)
     enough = least + FEWEST_FOR_A_PATH
-    if answers.samples < enough:
+    if samples < enough:
         known = math.isfinite(enough)
         needs = f"at least {enough:,} samples" if known else "more than any number"
         raise ValueError(
             f"{target.name}={target.value} at confidence={test.confidence} needs {needs}: "
             f"{FEWEST_FOR_A_PATH} to choose candidates on, and others to test them on. "
-            f"Received: {answers.samples:,} samples. Give more, allow more, or ask for "
+            f"Received: {samples:,} samples. Give more, allow more, or ask for "
             "less confidence."
         )
     # A test that just suffices lets no loss pass; a tenth more costs the path little.
-    wanted = min(math.ceil(1.1 * least), answers.samples - FEWEST_FOR_A_PATH)
-    tested = max(math.ceil(answers.samples / 2), wanted)
-    order = np.random.default_rng(seed).permutation(answers.samples)
-    return answers.of(order[tested:]), answers.of(order[:tested])
+    wanted = min(math.ceil(1.1 * least), samples - FEWEST_FOR_A_PATH)
+    tested = max(math.ceil(samples / 2), wanted)
+    return survey.halves(tested, seed)
 
 
 # ---- In words -----------------------------------------------------------------------

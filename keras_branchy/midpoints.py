@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keras_branchy.threshold_search import HUGE, NEAR, Order, ThresholdSearch
+from keras_branchy.orders import HUGE, NEAR, Order
+from keras_branchy.threshold_search import ThresholdSearch
 
 __all__ = ["thresholds_at"]
 

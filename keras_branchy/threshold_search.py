@@ -13,21 +13,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 
 from keras_branchy.criteria import CRITERIA
+from keras_branchy.orders import order_of
 
-__all__ = ["HUGE", "NEAR", "Order", "ThresholdSearch"]
+__all__ = ["ThresholdSearch"]
 
-# Scores nearer than this, relatively, may change places on another runtime: no cut there.
-NEAR = 1e-6
-# The same for scores that float32 cannot hold in full, or that a runtime flushes to zero.
-TINY = 1e-37
-# Scores beyond this count as this, and thresholds stay within: they are finite in float32.
-HUGE = 2.0**126
 # Prices of the whole model's cost, in correct answers: from "accuracy only" to "cost only".
 PRICES = np.geomspace(1e-3, 1e2, 31)
 MAX_SWEEPS = 20
@@ -40,17 +34,6 @@ STARTS = 3
 # Up to here three exits are optimised together, where two at a time find nothing more: of
 # eight there are 56 triples.
 TRIPLES_UP_TO = 8
-
-
-@dataclass(frozen=True)
-class Order:
-    """The samples of one exit from its surest to its least sure."""
-
-    samples: np.ndarray  # [m] indices; rows with NaN scores are left out
-    scores: np.ndarray  # [m] their scores
-    rank: np.ndarray  # [n] position of each sample in `samples`; n where left out
-    cuts: np.ndarray  # ranks between different scores, 0 for nobody and m for everyone
-    exits_below: bool
 
 
 class ThresholdSearch:
@@ -71,22 +54,29 @@ class ThresholdSearch:
         self.exits = len(criteria)
         self.costs = np.asarray(costs, np.float64) / costs[-1]
         self.orders = [
-            _order(np.asarray(score, np.float64), CRITERIA[name].exits_below)
+            order_of(np.asarray(score, np.float64), CRITERIA[name].exits_below)
             for score, name in zip(scores, criteria, strict=True)
         ]
+        self._ranks = np.array([order.rank for order in self.orders], np.int32)
+        self._columns = np.arange(self.samples)
+        # An earlier exit counts more, so that the largest tells the first to leave at.
+        counts = np.arange(self.exits, 0, -1)
+        self._counts = counts.astype(np.min_scalar_type(self.exits))[:, None]
 
     def taken(self, cuts: Sequence[int]) -> np.ndarray:
         """The exit of each sample, [n]."""
-        exits = np.full(self.samples, self.exits)
-        for index in reversed(range(self.exits)):
-            if cuts[index]:
-                exits[self.orders[index].rank < cuts[index]] = index
-        return exits
+        leaves = self._ranks < np.asarray(cuts, np.int32)[:, None]
+        first = (leaves * self._counts).max(axis=0, initial=0)
+        return self.exits - first.astype(np.intp)
+
+    def _right(self, exits: np.ndarray) -> np.ndarray:
+        """Whether each sample is right at its exit, [n]."""
+        return self.correct.reshape(-1).take(exits * self.samples + self._columns)
 
     def measure(self, cuts: Sequence[int]) -> tuple[int, float]:
         """Correct answers, and the mean cost as a share of the whole model's."""
         exits = self.taken(cuts)
-        right = self.correct[exits, np.arange(self.samples)].sum()
+        right = np.count_nonzero(self._right(exits))
         return int(right), float(self.costs[exits].mean())
 
     def front(self) -> list[tuple[int, ...]]:
@@ -207,7 +197,7 @@ class ThresholdSearch:
     ) -> tuple[int, ...]:
         block = tuple(sorted(block))
         room = math.inf if len(block) == 1 else cells ** (1 / len(block))
-        tried = [self._some_cuts(index, cuts[index], room) for index in block]
+        tried = [self.orders[index].some_cuts(cuts[index], room) for index in block]
         values = loss(*self._outcomes(cuts, block, tried))
         here = tuple(
             int(np.searchsorted(ranks, cuts[index]))
@@ -221,19 +211,6 @@ class ThresholdSearch:
             chosen[index] = int(ranks[place])
         return tuple(chosen)
 
-    def _some_cuts(self, index: int, current: int, room: float) -> np.ndarray:
-        """Cuts of one exit to try: all, or some evenly spread and some near `current`."""
-        cuts = self.orders[index].cuts
-        if len(cuts) <= room:
-            return cuts
-        half = int(room) // 2
-        here = np.searchsorted(cuts, current)
-        far = np.linspace(0, len(cuts) - 1, half).round()
-        step = (len(cuts) - 1) / half
-        near = here + np.linspace(-2 * step, 2 * step, half - 2).round()
-        places = np.concatenate([far, near.clip(0, len(cuts) - 1), [here]])
-        return cuts[np.unique(places.astype(np.int64))]
-
     def _outcomes(
         self, cuts: Sequence[int], block: Sequence[int], tried: Sequence[np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -243,48 +220,41 @@ class ThresholdSearch:
             Two arrays with one axis per exit of `block`, in the order of `tried`.
         """
         fixed = [0 if index in block else cut for index, cut in enumerate(cuts)]
-        otherwise = self.taken(fixed)
-        right_otherwise = self.correct[otherwise, np.arange(self.samples)]
-        right = np.array(right_otherwise.sum(), np.float64)
-        cost = np.array(self.costs[otherwise].sum())
-        cell = np.zeros(self.samples, np.int64)
+        everyone = self.taken(fixed)
+        right_otherwise = self._right(everyone)
+        right = np.array(np.count_nonzero(right_otherwise), np.float64)
+        cost = np.array(np.bincount(everyone, minlength=self.exits + 1) @ self.costs)
+        # The others' cuts decide for those who leave before the block.
+        here = np.flatnonzero(everyone > block[0])
+        otherwise, right_otherwise = everyone[here], right_otherwise[here]
+        cost_otherwise = self.costs[otherwise]
+        cell = np.zeros(len(here), np.intp)
         shape: tuple[int, ...] = ()
         for index, ranks in zip(block, tried, strict=True):
-            order = self.orders[index]
             # The place in `ranks` of the first cut at which a sample leaves.
-            passed = np.bincount(ranks, minlength=self.samples + 1).cumsum()
-            first = np.where(otherwise > index, passed[order.rank], len(ranks))
+            first = _places(ranks, self.samples)[self.orders[index].rank[here]]
+            if index > block[0]:
+                first[otherwise <= index] = len(ranks)
             shape = (*shape, len(ranks) + 1)
             cell = cell * shape[-1] + first
-            gained = self.correct[index] * 1.0 - right_otherwise
-            saved = self.costs[index] - self.costs[otherwise]
+            gained = self.correct[index][here] * 1.0 - right_otherwise
+            saved = self.costs[index] - cost_otherwise
             right = right[..., None] + _summed(cell, gained, shape)
             cost = cost[..., None] + _summed(cell, saved, shape)
         return right, cost
+
+
+def _places(ranks: np.ndarray, samples: int) -> np.ndarray:
+    """For each rank from 0 to `samples`, how many of `ranks` are at most that."""
+    ends = np.concatenate([[0], ranks, [samples + 1]])
+    return np.repeat(np.arange(len(ranks) + 1), ends[1:] - ends[:-1])
 
 
 def _summed(cell: np.ndarray, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Sums over samples that stay at the earlier axes and leave at the last, per cut."""
     sums = np.bincount(cell, values, math.prod(shape)).reshape(shape).cumsum(-1)[..., :-1]
     for axis in range(len(shape) - 1):
-        left = np.moveaxis(sums.cumsum(axis), axis, -1)
-        sums = np.moveaxis(left[..., -1:] - left[..., :-1], -1, axis)
+        before = (slice(None),) * axis
+        left = sums.cumsum(axis)
+        sums = left[(*before, slice(-1, None))] - left[(*before, slice(None, -1))]
     return sums
-
-
-def _order(scores: np.ndarray, exits_below: bool) -> Order:
-    sureness = -scores if exits_below else scores
-    # NaN never leaves, and what is less sure than any threshold does not either.
-    known = np.flatnonzero(sureness >= -HUGE)
-    samples = known[np.argsort(-sureness[known], kind="stable")]
-    rank = np.full(len(scores), len(scores))
-    rank[samples] = np.arange(len(samples))
-    ordered = scores[samples].clip(-HUGE, HUGE)
-    return Order(samples, ordered, rank, _cuts(ordered), exits_below)
-
-
-def _cuts(scores: np.ndarray) -> np.ndarray:
-    """Ranks between scores that differ, with 0 for nobody and the end for everyone."""
-    size = np.maximum(np.abs(scores[1:]), np.abs(scores[:-1]))
-    apart = np.abs(np.diff(scores)) > NEAR * size + TINY
-    return np.unique([0, *(np.flatnonzero(apart) + 1), len(scores)]).astype(np.int64)

@@ -11,6 +11,7 @@ from keras_branchy.answers import Answers
 from keras_branchy.calibration import calibrate
 from keras_branchy.candidates import candidates
 from keras_branchy.guarantees import certified
+from keras_branchy.survey import Survey
 from keras_branchy.targets import TARGETS, Target
 
 COSTS = np.array([1.0, 2.5, 4.0])
@@ -111,7 +112,7 @@ def test_what_the_guarantee_says_is_what_the_other_half_shows(name):
     scores, correct, agrees = drawn(np.random.default_rng(3), 3000)
     answers = Answers(scores, correct, COSTS, ["entropy"] * 2, 4, agrees)
     target = Target(name, ASKED[name])
-    thresholds, found = certified(answers, target, 0.9, seed=5)
+    thresholds, found = certified(Survey(answers), target, 0.9, seed=5)
     assert found.samples == 1500 and found.confidence == 0.9
     tested = np.random.default_rng(5).permutation(3000)[:1500]
     exits = answers.of(tested).exits(thresholds)
@@ -131,7 +132,8 @@ def test_what_the_guarantee_says_is_what_the_other_half_shows(name):
 def test_the_path_leads_from_safe_to_bold():
     scores, correct, agrees = drawn(np.random.default_rng(4), 4000)
     answers = Answers(scores, correct, COSTS, ["entropy"] * 2, 4, agrees)
-    path = candidates(answers, Target("max_accuracy_drop", 0.03))
+    survey = Survey(answers)
+    path = list(candidates(survey, Target("max_accuracy_drop", 0.03)))
     assert path[0] == [None, None] and len(path) > 40
     good = correct | ~correct[-1]
     risks = [
@@ -141,10 +143,10 @@ def test_the_path_leads_from_safe_to_bold():
     costs = [COSTS[answers.exits(thresholds)].mean() for thresholds in path]
     assert costs[0] == 4 and costs[-1] < 0.8 * costs[0]
     assert np.max(np.diff(costs)) < 0.02  # no step goes back by much
-    path = candidates(answers, Target("max_cost", 2.2))
+    path = list(candidates(survey, Target("max_cost", 2.2)))
     costs = [COSTS[answers.exits(thresholds)].mean() for thresholds in path]
     assert costs[0] == 1 and costs[-1] > 2.3
-    path = candidates(answers, Target("exit_shares", [0.4, 0.2]))
+    path = list(candidates(survey, Target("exit_shares", [0.4, 0.2])))
     left = [np.mean(answers.exits(thresholds) == 0) for thresholds in path]
     assert left[0] == 1 and left[-1] == pytest.approx(0.4, abs=1e-3)
 
