@@ -18,26 +18,29 @@ cpu = tf.config.list_physical_devices("CPU")[0]
 halves = [tf.config.LogicalDeviceConfiguration()] * 2
 tf.config.set_logical_device_configuration(cpu, halves)
 import keras, numpy as np
-from cases import exits, images, residual
-from keras_branchy import BranchyModel
+from cases import exits, gates, images, residual
+from keras_branchy import BranchyModel, OneVsRestHinge
 
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 rng = np.random.default_rng(0)
 x, y, weights = images(32, rng), rng.integers(0, 4, 32), rng.random(32)
-start = BranchyModel(residual(), exits("stem", "join")).get_weights()
+starts = {
+    heads: BranchyModel(residual(), heads("stem", "join")).get_weights()
+    for heads in (exits, gates)
+}
 
 
-def compiled(model, **options):
+def compiled(model, loss="sparse_categorical_crossentropy", **options):
     model.compile(
-        keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy",
+        keras.optimizers.SGD(0.1), loss,
         loss_weights=[1.0, 0.5, 0.25], metrics=["accuracy"], **options,
     )
     return model
 
 
-def step(**options):
-    model = compiled(BranchyModel(residual(), exits("stem", "join")), **options)
-    model.set_weights(start)
+def step(heads=exits, **options):
+    model = compiled(BranchyModel(residual(), heads("stem", "join")), **options)
+    model.set_weights(starts[heads])
     sample_weight = weights if options else None
     history = model.fit(
         x, y, sample_weight=sample_weight, batch_size=32, shuffle=False, verbose=0
@@ -45,11 +48,11 @@ def step(**options):
     return model, {name: value[0] for name, value in history.items()}
 
 
-def compare(**options):
-    one, logs = step(**options)
+def compare(heads=exits, **options):
+    one, logs = step(heads, **options)
     with strategy.scope():
-        two, mirrored_logs = step(**options)
-    pairs = list(zip(start, one.get_weights(), two.get_weights(), strict=True))
+        two, mirrored_logs = step(heads, **options)
+    pairs = list(zip(starts[heads], one.get_weights(), two.get_weights(), strict=True))
     return two, {
         "moved": float(max(abs(a - s).max() for s, a, b in pairs)),
         "apart": float(max(abs(a - b).max() for s, a, b in pairs)),
@@ -82,9 +85,17 @@ def backbone_inside_only():
     compiled(BranchyModel(backbone, exits("stem", "join")))
 
 
+def hinge():
+    return compare(gates, loss={
+        "exit_1": OneVsRestHinge(), "exit_2": OneVsRestHinge(),
+        "exit_3": "sparse_categorical_crossentropy",
+    })
+
+
 report = {
     "replicas": strategy.num_replicas_in_sync,
     "joint": compare()[1],
+    "hinge": hinge()[1],
     "refused": [
         refusal(build)
         for build in (backbone_outside, compile_inside_only, backbone_inside_only)
@@ -113,7 +124,7 @@ def report():
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("way", ["joint", "distilled"])
+@pytest.mark.parametrize("way", ["joint", "hinge", "distilled"])
 def test_two_replicas_take_the_step_of_one(report, way):
     assert report["replicas"] == 2
     found = report[way]
@@ -122,7 +133,7 @@ def test_two_replicas_take_the_step_of_one(report, way):
     assert found["apart"] < 1e-6
 
 
-@pytest.mark.parametrize("way", ["joint", "distilled"])
+@pytest.mark.parametrize("way", ["joint", "hinge", "distilled"])
 def test_two_replicas_report_what_one_does(report, way):
     # as above
     assert report[way]["mirrored_logs"] == pytest.approx(report[way]["logs"], rel=1e-5)

@@ -17,7 +17,7 @@ from keras.layers import (
     ReLU,
 )
 
-from keras_branchy.networks.d_gates import with_d_gates
+from keras_branchy.networks.d_gates import check_gates, with_d_gates
 
 __all__ = ["d_gate_densenet"]
 
@@ -73,6 +73,7 @@ def d_gate_densenet(
             "`blocks` must say how many layers each of four dense blocks has, at least 1. "
             f"Received: blocks={blocks!r}. (6, 12, 48, 32) is DenseNet-201."
         )
+    check_gates(gates)
     depth = 2 * sum(blocks) + 5
     if backbone_only:
         return _densenet(num_classes, blocks, growth, name or f"densenet{depth}")

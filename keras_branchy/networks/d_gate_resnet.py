@@ -16,7 +16,7 @@ from keras.layers import (
     ReLU,
 )
 
-from keras_branchy.networks.d_gates import with_d_gates
+from keras_branchy.networks.d_gates import check_gates, with_d_gates
 
 __all__ = ["d_gate_resnet"]
 
@@ -88,6 +88,7 @@ def d_gate_resnet(
             "`blocks` must say how many blocks each of four groups has, at least 1. "
             f"Received: blocks={blocks!r}. (3, 4, 23, 3) is ResNet-101."
         )
+    check_gates(gates)
     depth = 3 * sum(blocks) + 2
     if backbone_only:
         return _resnet(num_classes, blocks, width, name or f"resnet{depth}")
