@@ -188,10 +188,10 @@ def test_costs_count_heads_as_heads_and_what_is_handed_on(model):
     "options",
     [
         dict(layout="cascade"),
+        dict(layout="stages"),
         *(
             pytest.param(options, marks=pytest.mark.long)
             for options in (
-                dict(layout="stages"),
                 dict(layout="signatures"),
                 dict(batch_size=None),
                 dict(format="saved_model"),

@@ -250,19 +250,15 @@ def test_the_time_of_a_gate_is_measured_before_it_has_learned(model):
     assert len(cost.profile(model, batch_size=1, repeats=1)) == 4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "options",
     [
         dict(layout="stages"),
-        *(
-            pytest.param(options, marks=pytest.mark.long)
-            for options in (
-                dict(layout="cascade"),
-                dict(format="saved_model"),
-                dict(format="onnx"),
-                dict(batch_size=4),
-            )
-        ),
+        dict(layout="cascade"),
+        dict(format="saved_model"),
+        dict(format="onnx"),
+        dict(batch_size=4),
     ],
 )
 def test_files_are_decided_by_the_same_scores(options):
@@ -280,7 +276,7 @@ def test_files_are_decided_by_the_same_scores(options):
 
 
 def test_every_exit_of_a_runner_has_its_learned_score():
-    export = exported("learned", layout="stages")
+    export = exported("every_setting", layout="stages")
     scores, _, _ = StageRunner(export.folder).every_exit(export.x)
     logits, _ = all_logits(export.model, export.x, verbose=0)
     want, _ = gate_scores(logits[0], "learned", export.model.gates[0])
