@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+import keras
 
 from keras_branchy.exit_scores import ExitScores
 from keras_branchy.thresholds import check_patience, check_thresholds
@@ -19,6 +22,12 @@ __all__ = ["EarlyExiting"]
 
 class EarlyExiting(ExitScores):
     """The verbs of `BranchyModel`; each imports what does its work when it is called."""
+
+    @functools.wraps(keras.Model.fit)
+    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        # For `calibrate`, which warns of data that the model was trained on.
+        self._settings.seen.add(x, kwargs.get("validation_split"))
+        return super().fit(x, *args, **kwargs)
 
     @property
     def num_classes(self) -> int:
@@ -131,7 +140,8 @@ class EarlyExiting(ExitScores):
         """Chooses thresholds on held-out data for one target, and sets them.
 
         Every exit is computed once per sample; candidates are compared on cached scores.
-        Use data that `fit` has not seen, and never the test set. Without a `confidence`
+        Use data that `fit` has not seen, of which a warning reminds you (`seen_data` says
+        how far it can tell), and never the test set. Without a `confidence`
         the target is kept on these samples, and often exceeded on new ones; with one,
         half of them test what the other half suggests (`keras_branchy.guarantees`).
 

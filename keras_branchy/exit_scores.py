@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import keras
 
 from keras_branchy.learned_gate import check_gates
 from keras_branchy.per_exit import MultiExitTraining
+from keras_branchy.seen_data import SeenData
 from keras_branchy.temperature import check_temperatures
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Settings:
     stages: tuple | None = None
     all_exits: keras.Model | None = None
     early_exit: Any = None
+    seen: SeenData = field(default_factory=SeenData)
 
     def forget_stages(self) -> None:
         """Drops what was made of the cut, and what was chosen on its scores."""

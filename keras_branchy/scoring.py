@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["all_logits", "calibrate", "fit_gates", "fit_temperatures"]
 
+# A smaller share may be copies that occur in both.
+SEEN = 0.1
+
 
 def all_logits(
     model: BranchyModel,
@@ -173,6 +176,18 @@ def _labels(verb: str, labels: np.ndarray | None, data: Any) -> np.ndarray:
     return labels
 
 
+def _warn_of_seen(model: BranchyModel, data: Any) -> None:
+    share = model._settings.seen.share(data)
+    if share >= SEEN:
+        warnings.warn(
+            f"`fit` saw {share:.0%}".replace("%", " %") + " of the samples that "
+            "`calibrate` is given. Exits are surer and more often right on these than on "
+            "new ones, so the thresholds lose more there than they promise. Pass samples "
+            "held out of training.",
+            stacklevel=4,
+        )
+
+
 def calibrate(
     model: BranchyModel,
     data: Any,
@@ -183,6 +198,7 @@ def calibrate(
     verbose: Any,
 ) -> CalibrationReport:
     """Scores every exit once, chooses thresholds, and sets them on the model."""
+    _warn_of_seen(model, data)
     logits, labels = all_logits(model, data, y, batch_size=batch_size, verbose=verbose)
     labels = _labels("calibrate", labels, data)
     # The gate compares float32 scores, so thresholds lie between these.

@@ -12,7 +12,15 @@ from project import PACKAGE, ROOT, fresh_python, source_files
 
 # A module imports only from rows above its own.
 LAYERS = (
-    ("criteria", "layers", "masks", "names", "one_vs_rest_hinge", "temperature"),
+    (
+        "criteria",
+        "layers",
+        "masks",
+        "names",
+        "seen_data",
+        "one_vs_rest_hinge",
+        "temperature",
+    ),
     ("graph",),
     ("thresholds", "learned_gate", "by_exit", "risk", "targets", "plots"),
     ("orders", "answers"),
