@@ -275,7 +275,7 @@ def gates(document):
     ax.set_xlabel("mean MFLOPs of an image, gates counted")
     ax.set_ylabel("accuracy on the test images, %")
     ax.grid(alpha=0.25, color=INK)
-    legend(ax, {"hinge": EARLY, "crossentropy": CHOSEN})
+    below(ax, {"hinge": EARLY, "crossentropy": CHOSEN})
     return {document["target"].replace("-", "_"): ax}
 
 
@@ -298,7 +298,7 @@ def depth(document):
         ax.set_xticks(range(len(places)), places)
     ax.set_ylabel("accuracy on the test images, %")
     ax.grid(alpha=0.25, color=INK)
-    legend(ax, {"all blocks kept": INK, "survival falls to 0.5": EARLY})
+    below(ax, {"all blocks kept": INK, "survival falls to 0.5": EARLY})
     return {"stochastic_depth": ax}
 
 
