@@ -133,7 +133,10 @@ def test_the_backbone_is_the_main_path(variant, rng):
     )
 
 
-@pytest.mark.parametrize("depth", [20, 32, 44, 56])
+# 110 stands in test_network_sizes.
+@pytest.mark.parametrize(
+    "depth", [20, *(pytest.param(depth, marks=pytest.mark.long) for depth in (32, 44, 56))]
+)
 def test_a_network_has_the_layers_of_its_depth(depth):
     layers = networks.b_resnet(depth, backbone_only=True).layers
     weighted = [x for x in layers if type(x).__name__ in ("Conv2D", "Dense")]
