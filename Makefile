@@ -9,7 +9,8 @@ READY := $(VENV)/.keras-branchy-ready
 PYTHON ?= python3.11 python3.12 python3.13 python3
 SUITABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 
-SOURCES := $(wildcard $(addprefix custom_ops/,*.cc *.cu *.h */*.cc */*.cu */*.h))
+SOURCES := $(wildcard $(addprefix custom_ops/,*.cc *.cu *.h */*.cc */*.cu */*.h)) \
+	$(wildcard benchmarks/gpu/*.cu)
 
 # TensorFlow's C++ side logs its start-up at the levels below 2.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
@@ -68,6 +69,13 @@ build/cuda_check: $(CUDA_CHECK) $(wildcard custom_ops/*.h)
 	@mkdir -p build
 	nvcc -std=c++17 -O3 -Xptxas -v -gencode arch=compute_80,code=sm_80 \
 	  -gencode arch=compute_90,code=[sm_90,compute_90] -o $@ $(CUDA_CHECK)
+
+# It needs nothing of .venv: the libraries that are compared are the machine's own.
+GPU_PYTHON ?= python3
+
+.PHONY: gpu-check
+gpu-check:  ## Check and time all on an NVIDIA GPU, into build/gpu; see docs/gpu.md
+	@$(GPU_PYTHON) benchmarks/gpu/check.py $(ARGS)
 
 .PHONY: clean
 clean:  ## Remove what was built, and the caches; .venv stays

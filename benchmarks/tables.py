@@ -326,6 +326,103 @@ def gate_compaction():
     return markdown(header, rows) + gate_setting(report)
 
 
+NOT_MEASURED = "Not measured yet: `make gpu-check` on a machine with an NVIDIA GPU.\n"
+
+
+def gpu_results(name):
+    """Rows of a file of `make gpu-check`, and where they come from; None without it."""
+    path = RESULTS / "gpu" / name
+    if not path.exists():
+        return None
+    report = json.loads(path.read_text("utf-8"))
+    if report["rehearsal"]:
+        raise ValueError(f"{path.name} is of a rehearsal on the CPU, and no result.")
+    made = [part["made_with"] for part in report["parts"] if part["made_with"]]
+    gpus = sorted({gpu for one in made for gpu in one["gpus"]})
+    versions = {k: v for one in made for k, v in one["versions"].items()}
+    named = ", ".join(f"{name} {number}" for name, number in sorted(versions.items()))
+    dates = " and ".join(sorted({one["date"] for one in made}))
+    return report["rows"], f"\n{'; '.join(gpus)}; {dates}; {named}.\n"
+
+
+def gpu_kernel():
+    """The CUDA kernel beside what others would write."""
+    found = gpu_results("kernel.json")
+    if found is None:
+        return NOT_MEASURED
+    shapes = {}
+    for row in found[0]:
+        if row.get("implementation"):
+            key = row["batch"], row["classes"], row["dtype"]
+            shapes.setdefault(key, {})[row["implementation"]] = row
+    others = ("torch", "torch.compile", "triton", "cupy", "jax")
+    rows = []
+    for (batch, classes, dtype), at in shapes.items():
+        native = at.get("native", {})
+        base, share = native.get("median_us"), native.get("copy_share")
+        rows.append(
+            (
+                f"{batch}×{classes}",
+                dtype,
+                f"{base:.2f}" if base else "",
+                f"{100 * share:.0f} %" if share else "",
+                *(times_of(at.get(name), base) for name in others),
+            )
+        )
+    header = ("B×C", "dtype", "native, µs", "of the copy", *others)
+    return markdown(header, rows) + found[1]
+
+
+def times_of(row, base):
+    """How many times as long as the kernel; empty where either was not measured."""
+    return f"{row['median_us'] / base:.1f}" if base and row and row["median_us"] else ""
+
+
+def gpu_staged():
+    """Staged inference on the GPU against the plain backbone, both countings."""
+    found = gpu_results("staged.json")
+    if found is None:
+        return NOT_MEASURED
+    rows = [
+        (
+            f"`{row['network']}`, {row['framework']}",
+            row["batch"],
+            ", ".join(f"{100 * share:.0f} %" for share in row["shares"]),
+            f"{row['gain']:.2f}",
+            f"{row['gain_over_xla']:.2f}" if row.get("gain_over_xla") else "",
+            f"{row['gain_published_counting']:.2f}",
+            f"{row['mac_limit']:.2f}" if row.get("mac_limit") else "",
+            f"{row['efficiency']:.2f}",
+        )
+        for row in found[0]
+        if row.get("kind") == "staged"
+    ]
+    header = (
+        *("network", "batch", "shares", "gain", "over XLA", "trunk only"),
+        *("limit of MACs", "efficiency"),
+    )
+    return markdown(header, rows) + found[1]
+
+
+def gpu_parity():
+    """Answers on the GPU against those on the CPU."""
+    found = gpu_results("parity.json")
+    if found is None:
+        return NOT_MEASURED
+    rows = [
+        (
+            f"`{row['network']}`",
+            f"{row['images']:,}",
+            row["differ"],
+            f"{row['near']} ({100 * row['near_share']:.2f} %)",
+        )
+        for row in found[0]
+        if "network" in row
+    ]
+    header = ("network", "images", "differ", "near a threshold")
+    return markdown(header, rows) + found[1]
+
+
 def with_spread(row, digits):
     return f"{row['median_us']:.{digits}f} ± {row['spread_us']:.{digits}f}"
 
