@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the tests of the command line share: a tiny trained model, its data, a runner."""
 
+import fcntl
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +46,22 @@ def samples(count, seed):
     return x.astype(np.float32), y
 
 
-def workplace(folder):
+def workplace(factory):
+    """Made once for all test files, and all processes that run them: it takes seconds."""
+    root = factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "cli"
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "data.npz").exists():
+            make(folder)
+    x, y = samples(600, 2)
+    return Workplace(
+        folder / "model.keras", folder / "plain.keras", folder / "data.npz", x, y
+    )
+
+
+def make(folder):
     keras.utils.set_random_seed(7)
     plain = backbone()
     plain.save(folder / "plain.keras")
@@ -55,9 +72,6 @@ def workplace(folder):
     model.save(folder / "model.keras")
     x, y = samples(600, 2)
     np.savez(folder / "data.npz", x=x, y=y)
-    return Workplace(
-        folder / "model.keras", folder / "plain.keras", folder / "data.npz", x, y
-    )
 
 
 def run(*arguments, width=None, code=0):

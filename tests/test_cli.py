@@ -18,12 +18,13 @@ from keras_branchy.scoring import all_logits
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    return workplace(tmp_path_factory.mktemp("cli"))
+    return workplace(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
-def calibrated(place):
-    out, report = place.model.with_name("cal.keras"), place.model.with_name("report.json")
+def calibrated(place, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("calibrated")
+    out, report = folder / "cal.keras", folder / "report.json"
     options = ("--max-accuracy-drop", "0.02", "--out", out, "--report", report)
     return out, answer("calibrate", place.model, place.data, *options)
 
@@ -61,6 +62,7 @@ def test_inspect_lists_the_places_of_a_plain_classifier(place):
         assert row["pays"] == (size < left)
         share = row["break_even_share"]
         assert share == (pytest.approx(size / left) if size < left else None)
+    assert found["advice"] == expected.advice
 
 
 def test_inspect_tells_what_the_exits_of_a_model_cost(place, calibrated):
@@ -88,7 +90,18 @@ def test_inspect_tells_what_the_exits_of_a_model_cost(place, calibrated):
 def test_inspect_says_which_exit_costs_more_than_it_saves(place):
     text, _ = run("inspect", place.model)
     assert "exit_2 costs more than it can save: its head takes" in text
+    assert "MACs of every sample" in text
     assert "exit_1 costs more" not in text and "never" in text
+
+
+def test_inspect_says_that_no_exit_can_pay(tmp_path):
+    inputs = keras.Input((2,))
+    x = keras.layers.Dense(50, name="wide")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(2, activation="softmax")(x))
+    model.save(tmp_path / "loss.keras")
+    text, _ = run("inspect", tmp_path / "loss.keras", width=200)
+    assert "No exit with such a head can save anything here" in text
+    assert "never" in text and "BranchyModel(" not in text
 
 
 def test_inspect_takes_sizes_that_a_model_leaves_open(tmp_path):
@@ -145,6 +158,14 @@ def test_calibrate_takes_shares_and_a_part_of_the_data(place, tmp_path):
         (("--max-disagreement", "0.1"), {"max_disagreement": 0.1}),
         (("--max-cost", "6e3"), {"max_cost": 6000.0}),
         (
+            ("--max-cost", "900us", "--profile", "PROFILE", "--profile-batch-size", "4"),
+            {"max_cost": pytest.approx(0.9), "costs": [0.25, 0.5, 1.0]},
+        ),
+        (
+            ("--max-accuracy-drop", "0.1", "--profile", "PROFILE"),
+            {"max_accuracy_drop": 0.1, "costs": [2.0, 3.0, 7.0]},
+        ),
+        (
             ("--max-accuracy-drop", "0.1", "--confidence", "0.9"),
             {"max_accuracy_drop": 0.1, "confidence": 0.9},
         ),
@@ -154,7 +175,7 @@ def test_calibrate_takes_shares_and_a_part_of_the_data(place, tmp_path):
         ),
     ],
 )
-def test_every_target_reaches_the_model(place, monkeypatch, options, expected):
+def test_every_target_reaches_the_model(place, tmp_path, monkeypatch, options, expected):
     given = {}
     calibrate = BranchyModel.calibrate
     assert set(expected) <= set(inspect.signature(calibrate).parameters)
@@ -164,15 +185,18 @@ def test_every_target_reaches_the_model(place, monkeypatch, options, expected):
         return calibrate(self, data, **keywords)
 
     monkeypatch.setattr(BranchyModel, "calibrate", noted)
+    profile = write_profile(tmp_path / "bench.json")
+    options = [profile if option == "PROFILE" else option for option in options]
     found = answer("calibrate", place.model, place.data, *options)
     assert given == {**expected, "verbose": 0}
     assert found["calibration"]["samples"] == 600
+    assert (found["costs"] or {}).get("per_exit") == expected.get("costs")
 
 
 def test_the_command_knows_every_target_of_the_model():
     text, _ = run("calibrate", "--help", width=120)
     for name in inspect.signature(BranchyModel.calibrate).parameters:
-        if name not in ("self", "data", "y", "costs", "verbose"):
+        if name not in ("self", "data", "y", "costs", "verbose"):  # costs: --profile
             assert f"--{name.replace('_', '-')}" in text
 
 
@@ -207,6 +231,65 @@ def test_calibrate_without_out_changes_nothing_and_says_so(place):
     text, _ = run("calibrate", place.model, place.data, "--max-accuracy-drop", 0.01)
     assert "no model (--out FILE.keras writes it)" in text
     assert place.model.read_bytes() == before
+
+
+def test_costs_in_time_are_measured_where_there_is_no_profile(place, monkeypatch):
+    sizes = []
+
+    def profile(model, batch_size, repeats):
+        sizes.append(batch_size)
+        times = zip(model.exit_names, (1.0, 2.0, 5.0), strict=True)
+        return [cost.StageTime(name, batch_size, ms, ms, ms) for name, ms in times]
+
+    monkeypatch.setattr(cost, "profile", profile)
+    options = ("--max-cost", "0.5ms", "--profile-batch-size", "8")
+    found = answer("calibrate", place.model, place.data, *options)
+    assert sizes == [8]
+    assert found["costs"] == {
+        "unit": "ms",
+        "per_exit": [0.125, 0.375, 1.0],
+        "batch_size": 8,
+        "source": "measured here",
+    }
+    model = load(place.model)
+    alone = model.calibrate(
+        place.x, place.y, max_cost=0.5, costs=[0.125, 0.375, 1.0], verbose=0
+    )
+    assert found["calibration"]["point"]["cost"] == pytest.approx(alone.cost)
+    assert alone.cost <= 0.5
+    text, _ = run("calibrate", place.model, place.data, "--max-cost", "2 ms")
+    assert "Costs are ms a sample in batches of 1, measured here: 1, 3, 8 by exit." in text
+
+
+def test_temperatures_and_gates_are_fitted_on_every_fifth_sample(place, tmp_path):
+    exits = {"early": ExitBranch(CLASSES, criterion="learned"), "late": ExitBranch(CLASSES)}
+    model = BranchyModel(load(place.plain), exits)
+    model.set_weights(load(place.model).get_weights())
+    model.save(tmp_path / "gate.keras")
+    out = tmp_path / "fitted.keras"
+    found = answer(
+        *("calibrate", tmp_path / "gate.keras", place.data, "--max-accuracy-drop", "0.1"),
+        *("--fit-temperatures", "--fit-gates", "--out", out, "--batch-size", "64"),
+    )
+    fifth = np.arange(600) % 5 == 0
+    temperatures = model.fit_temperatures(place.x[fifth], place.y[fifth], verbose=0)
+    gates = model.fit_gates(place.x[fifth], place.y[fifth], verbose=0)
+    report = model.calibrate(
+        place.x[~fifth], place.y[~fifth], max_accuracy_drop=0.1, verbose=0
+    )
+    assert found["data"]["samples"] == report.samples == 480
+    told = found["fitted"]
+    assert told["temperatures"]["samples"] == told["gates"]["samples"] == 120
+    np.testing.assert_allclose(
+        told["temperatures"]["temperatures"], temperatures.temperatures, rtol=1e-3
+    )
+    np.testing.assert_allclose(
+        told["gates"]["coefficients"], gates.coefficients, rtol=1e-2, atol=1e-3
+    )
+    saved = load(out)
+    assert saved.temperatures == told["temperatures"]["temperatures"]
+    assert saved.gates == [*told["gates"]["coefficients"], None]
+    assert saved.thresholds == found["calibration"]["point"]["thresholds"]
 
 
 # ---- evaluate ------------------------------------------------------------------------
@@ -249,6 +332,18 @@ def test_evaluate_tries_other_thresholds(place):
     assert "never" in text and "entropy < 0.5 nats" in text and "times less" in text
 
 
+def test_evaluate_draws_figures(place, calibrated, tmp_path):
+    folder = tmp_path / "new" / "figures"
+    found = answer("evaluate", calibrated[0], place.data, "--figures", folder)
+    names = ("exit_shares", "exit_histograms", "reliability", "confusion", "cost_stack")
+    assert found["figures"] == [str(folder / f"{name}.png") for name in names]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        f"{name}.png" for name in names
+    )
+    for path in folder.iterdir():
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
 # ---- export --------------------------------------------------------------------------
 def test_export_writes_a_folder_that_the_runner_takes(place, calibrated, tmp_path):
     out, _ = calibrated
@@ -276,75 +371,170 @@ def test_export_passes_its_options_on(calibrated, tmp_path):
         *("--batch-size", "free"),
     )
     assert "saved_model signatures" in text and "samples of noise" in text
-    told = answer("export", out, tmp_path / "b", "--quantization", "int8", code=1)
-    assert "int8 is calibrated on samples" in told["error"]["message"]
-    assert not (tmp_path / "b").exists()
 
 
 # ---- bench ---------------------------------------------------------------------------
+def write_profile(path):
+    """What `bench --json` prints, as far as `calibrate` reads it."""
+    times = {1: (2.0, 1.0, 4.0), 4: (1.0, 1.0, 2.0)}
+    rows = [
+        {
+            "batch_size": size,
+            "stages": [
+                {"exit_name": f"exit_{k}", "whole_batch_ms": ms}
+                for k, ms in enumerate(row, 1)
+            ],
+        }
+        for size, row in times.items()
+    ]
+    path.write_text(json.dumps({"batch_sizes": rows}), "utf-8")
+    return path
+
+
 def test_bench_times_both_ways_on_the_same_batches(place, calibrated):
     out, _ = calibrated
     found = answer(
-        *("bench", out, place.data, "--seconds", "0.2", "--limit", "200"),
+        *("bench", out, place.data, "--seconds", "0.2", "--limit", "210"),
         *("--batch-size", "1", "--batch-size", "50"),
     )
-    early = load(out).predict_early(place.x[:200], verbose=0)
+    model = load(out)
+    exits = model.predict_early(place.x[:210], verbose=0).exits
     assert [row["batch_size"] for row in found["batch_sizes"]] == [1, 50]
-    for row in found["batch_sizes"]:
-        assert row["measurements"] >= 5
-        assert row["shares"] == pytest.approx([np.mean(early.exits == k) for k in range(3)])
-        for name in ("last_exit", "early_exit"):
+    costs = cost.stage_costs(model)
+    whole = cost.count_macs(load(place.plain))
+    for row, seen in zip(found["batch_sizes"], (exits, exits[:200]), strict=True):
+        size, used = row["batch_size"], len(seen)
+        shares = [np.mean(seen == k) for k in range(3)]
+        assert row["shares"] == pytest.approx(shares)
+        for name in ("plain", "early_exit"):
             times = row[name]
-            assert 0 < times["lower_ms"] <= times["median_ms"] <= times["upper_ms"]
-        ratio = row["last_exit"]["median_ms"] / row["early_exit"]["median_ms"]
-        assert row["times_as_fast"] == pytest.approx(ratio)
+            assert 0 < times["lower"] <= times["median"] <= times["upper"]
+        plain, early = (row[x]["us_per_image"] for x in ("plain", "early_exit"))
+        assert row["gain"] == pytest.approx(plain / early)
+        allowed = whole / cost.expected_macs(costs, shares)
+        assert row["gain_macs_allow"] == pytest.approx(allowed)
+        reach = [np.sum(seen >= k) / (used / size) for k in range(3)]
+        assert [x["samples"] for x in row["stages"]] == pytest.approx(reach)
+        parts = sum(x["us_per_image"] for x in row["stages"])
+        assert row["between_stages_us_per_image"] == pytest.approx(early - parts)
+        assert 0 < row["efficiency"]
+        assert row["measurements"] >= 8 and 0 <= row["disturbed"] < row["measurements"]
+        assert all(x["whole_batch_ms"] > 0 for x in row["stages"])
     assert found["machine"]["cores"] == len(os.sched_getaffinity(0))
 
 
+def fixed_race(monkeypatch, stage_ms, early_ms):
+    """`race` on clocks that are set: plain 10 ms, and what is given."""
+    from keras_branchy.cli import race
+
+    def turns(functions, batches, seconds, start):
+        taken = np.array([early_ms[(start + r) % len(early_ms)] for r in range(2)])
+        return {"plain": np.full(2, 10.0), "early_exit": taken}
+
+    monkeypatch.setattr(race, "take_turns", turns)
+    monkeypatch.setattr(race.StageTimes, "__init__", lambda self, *given: None)
+    monkeypatch.setattr(race.StageTimes, "measure", lambda self, seconds: None)
+    monkeypatch.setattr(race.StageTimes, "of", lambda self, needed: needed * stage_ms)
+    monkeypatch.setattr(race.StageTimes, "whole", lambda self: [1.0] * 3)
+    return race.race
+
+
+def test_the_efficiency_is_what_the_stages_take_alone(place, calibrated, monkeypatch):
+    """Two samples a batch; t_k(n) = n times 1, 2 and 4 ms."""
+    race = fixed_race(monkeypatch, np.array([1.0, 2.0, 4.0]), [5.0, 10.0, 20.0, 500.0])
+    model = load(calibrated[0])
+    exits = np.array([0, 0, 0, 1, 0, 2, 1, 2])  # alone: 2, 4, 8 and 10 ms
+    monkeypatch.setattr("keras_branchy.cli.race.exits_by_rule", lambda *given: exits)
+    batches = [place.x[at : at + 2] for at in range(0, 8, 2)]
+    row = race(model, {"plain": None, "early_exit": None}, batches, None, 1.0)
+    # The last batch of 500 ms was disturbed: 2 of 8 rounds.
+    assert (row["measurements"], row["disturbed"]) == (8, 2)
+    assert row["efficiency"] == pytest.approx(0.4)  # the median of 2/5, 4/10 and 8/20
+    early = (5 + 10 + 20) / 3
+    assert row["early_exit"]["us_per_image"] == pytest.approx(early * 500)
+    assert row["gain"] == pytest.approx(10 / early)
+    parts = [part["us_per_image"] for part in row["stages"]]
+    assert parts == pytest.approx([1000, 1000 * 2 * 2 / 3 / 2, 1000 * 4 / 3 / 2])
+    rest = early * 500 - sum(parts)
+    assert row["between_stages_us_per_image"] == pytest.approx(rest)
+    assert row["shares"] == pytest.approx([0.5, 0.25, 0.25])
+
+
+def test_stages_are_timed_at_the_numbers_of_samples_that_reach_them(place, calibrated):
+    from keras_branchy.cli.stage_times import StageTimes, reaching
+
+    exits = np.array([0, 0, 1, 2, 0, 1, 1, 2, 2, 0])
+    needed = reaching(exits, 4, 3)
+    np.testing.assert_array_equal(needed, [[4, 2, 1], [4, 3, 1]])
+    times = StageTimes(load(calibrated[0]), place.x[:4], needed)
+    assert times.sizes == [[4], [2, 3, 4], [1, 4]]
+    times.measure(0.0)
+    taken = np.median(times._taken, axis=0)
+    assert taken.shape == (6,) and (taken > 0).all()
+    found = times.of(np.array([[4, 2, 0], [4, 4, 1], [2, 1, 4]]))
+    expected = [
+        [taken[0], taken[1], 0],
+        [taken[0], taken[3], taken[4]],
+        [taken[0] / 2, taken[1] / 2, taken[5]],
+    ]
+    np.testing.assert_allclose(found, expected)
+    assert times.whole() == pytest.approx([taken[0], taken[3], taken[5]])
+
+
 @pytest.mark.parametrize(
-    "spoil, what",
+    "who, spoil, what",
     [
-        (lambda a: a | {"probabilities": a["probabilities"][:, ::-1]}, "probabilities"),
-        (lambda a: a | {"labels": (a["labels"] + 1) % CLASSES}, "labels"),
-        (lambda a: a | {"exits": a["exits"] * 0 + 2}, "probabilities, labels, exits"),
+        (
+            "early_exit",
+            lambda a: a | {"probabilities": a["probabilities"][:, ::-1]},
+            "probabilities",
+        ),
+        ("early_exit", lambda a: a | {"labels": (a["labels"] + 1) % CLASSES}, "labels"),
+        (
+            "early_exit",
+            lambda a: a | {"exits": a["exits"] * 0 + 2},
+            "probabilities, labels, exits",
+        ),
+        (
+            "plain",
+            lambda a: a | {"probabilities": np.roll(a["probabilities"], 1, -1)},
+            "plain backbone",
+        ),
     ],
 )
-def test_bench_times_nothing_that_answers_wrongly(
-    place, calibrated, monkeypatch, spoil, what
-):
+def test_nothing_is_timed_that_answers_wrongly(place, calibrated, who, spoil, what):
     from keras_branchy.cli import timing
 
-    make = timing.contestants
-
-    def spoilt(*given):
-        made = make(*given)
-        early = made["early_exit"]
-        return {**made, "early_exit": lambda x: spoil(early(x))}
-
-    monkeypatch.setattr(timing, "contestants", spoilt)
-    out, _ = calibrated
-    _, told = run("bench", out, place.data, "--batch-size", "50", code=1)
-    assert f"disagree in {what}" in " ".join(told.split())
+    model, batches = load(calibrated[0]), timing.batches(place.x[:100], 50)
+    made = timing.contestants(model, batches[0])
+    logits = np.stack(all_logits(model, place.x[:100], verbose=0)[0])
+    timing.check(model, made, batches, logits)
+    spoilt = {**made, who: lambda x: spoil(made[who](x))}
+    with pytest.raises(RuntimeError, match=f"disagree in {what}, so nothing was timed"):
+        timing.check(model, spoilt, batches, logits)
 
 
-def test_bench_checks_the_last_exit_too(place, calibrated, monkeypatch):
+def test_bench_checks_answers_first(place, calibrated, monkeypatch):
     from keras_branchy.cli import timing
 
-    make = timing.contestants
+    def wrong(*given):
+        raise RuntimeError("disagree")
 
-    def spoilt(*given):
-        made = make(*given)
-        last = made["last_exit"]
+    monkeypatch.setattr(timing, "check", wrong)
+    monkeypatch.setattr(timing, "take_turns", None)
+    run("bench", calibrated[0], place.data, "--batch-size", "50", code=1)
 
-        def wrong(x):
-            answer = last(x)
-            return answer | {"probabilities": np.roll(answer["probabilities"], 1, -1)}
 
-        return {**made, "last_exit": wrong}
+@pytest.mark.parametrize("setting", ["temperatures", "ensemble"])
+def test_the_plain_backbone_knows_no_temperature_and_no_ensemble(place, setting):
+    from keras_branchy.cli import timing
 
-    monkeypatch.setattr(timing, "contestants", spoilt)
-    _, told = run("bench", calibrated[0], place.data, "--batch-size", "50", code=1)
-    assert "disagree in last exit" in " ".join(told.split())
+    model = load(place.model)
+    setattr(model, setting, {"temperatures": [1.0, 2.0, 3.0], "ensemble": True}[setting])
+    model.thresholds = [0.5, 0.5]
+    batches = timing.batches(place.x[:50], 50)
+    logits = np.stack(all_logits(model, place.x[:50], verbose=0)[0])
+    timing.check(model, timing.contestants(model, batches[0]), batches, logits)
 
 
 # ---- doctor, and the whole -----------------------------------------------------------
@@ -414,6 +604,7 @@ def test_tables_fit_80_columns(place, calibrated):
         ("inspect", out),
         ("evaluate", out, place.data),
         ("calibrate", place.model, place.data, "--max-accuracy-drop", "0.01"),
+        ("bench", out, place.data, "--seconds", "0.1", "--limit", "50"),
     ):
         text, _ = run(*arguments, width=80)
         lines = [line for line in text.splitlines() if "BranchyModel(" not in line]

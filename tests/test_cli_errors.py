@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each mistake on the command line gets a message that helps, and no traceback."""
 
+import importlib
+import json
 import re
 import sys
 import warnings
 import zipfile
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -12,12 +15,15 @@ import pytest
 from cli_workflow import answer, run, workplace
 from project import fresh_python
 
+from keras_branchy import BranchyModel, ExitBranch
+from keras_branchy.cli import budget
+
 DROP = ("--max-accuracy-drop", "0.01")
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    return workplace(tmp_path_factory.mktemp("cli_errors"))
+    return workplace(tmp_path_factory)
 
 
 def mistake(*arguments, code=1):
@@ -37,6 +43,15 @@ def npz(folder, **arrays):
 def test_no_model(tmp_path):
     told = mistake("inspect", tmp_path / "none.keras")
     assert "There is no model. Received:" in told and "model.save('model.keras')" in told
+
+
+def test_a_name_that_is_nearly_right(place, tmp_path):
+    told = mistake("inspect", place.model.with_name("modle.keras"))
+    assert "modle.keras. Did you mean model.keras?" in told
+    told = mistake("calibrate", place.model, place.data.with_name("dat.npz"), *DROP)
+    assert "dat.npz. Did you mean data.npz?" in told
+    told = mistake("inspect", tmp_path / "no" / "model.keras")
+    assert f"There is no folder {tmp_path / 'no'} either" in told
 
 
 def test_a_file_of_another_format(tmp_path):
@@ -71,19 +86,26 @@ class Twice(keras.layers.ReLU):
 """
 
 
+def save_with_own_layer(folder):
+    """Writes own_layers.py, and a model of it; the class is forgotten again."""
+    (folder / "own_layers.py").write_text(OWN, "utf-8")
+    sys.path.insert(0, str(folder))
+    own_layers = importlib.import_module("own_layers")
+    inputs = keras.Input((6, 6, 1))
+    x = own_layers.Twice()(keras.layers.Conv2D(3, 3)(inputs))
+    x = keras.layers.Flatten()(keras.layers.Conv2D(2, 3)(x))
+    keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(x)).save(
+        folder / "own.keras"
+    )
+    sys.path.remove(str(folder))
+    del sys.modules["own_layers"]
+    del keras.saving.get_custom_objects()["own>Twice"]
+
+
 def test_an_own_layer_needs_its_module(tmp_path, monkeypatch):
-    (tmp_path / "own_layers.py").write_text(OWN, "utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    script = (
-        f"import os; os.chdir({str(tmp_path)!r}); import sys; sys.path.insert(0, '.')\n"
-        "import keras, own_layers\n"
-        "i = keras.Input((6, 6, 1)); x = keras.layers.Conv2D(3, 3)(i)\n"
-        "x = keras.layers.Flatten()(keras.layers.Conv2D(2, 3)(own_layers.Twice()(x)))\n"
-        "m = keras.Model(i, keras.layers.Dense(3, activation='softmax')(x))\n"
-        "m.save('own.keras')"
-    )
-    fresh_python("import warnings; warnings.simplefilter('ignore')\n" + script)
+    save_with_own_layer(tmp_path)
     told = mistake("inspect", "own.keras")
     assert "uses a class that Keras does not know" in told and "--import its module" in told
     assert "names a Python module" in mistake("inspect", "own.keras", "--import", "nothing")
@@ -103,6 +125,69 @@ def test_a_model_without_thresholds(place):
     for command in ("evaluate", "bench"):
         told = mistake(command, place.model, place.data)
         assert "has no thresholds yet" in told and "keras-branchy calibrate" in told
+
+
+def test_a_model_whose_gates_have_learned_nothing(place, tmp_path):
+    model = BranchyModel(
+        keras.saving.load_model(place.plain), {"early": ExitBranch(3, criterion="learned")}
+    )
+    model.save(tmp_path / "gate.keras")
+    told = mistake("calibrate", tmp_path / "gate.keras", place.data, *DROP)
+    assert "The gates of exit_1 have learned nothing yet" in told
+    assert "Add --fit-gates" in told
+
+
+def test_profiles_that_are_none(tmp_path):
+    model = SimpleNamespace(exit_names=["exit_1", "exit_2"])
+    path = tmp_path / "bench.json"
+
+    def costs(size=None):
+        return budget.measured_costs(model, path, size, None)
+
+    with pytest.raises(FileNotFoundError, match="no profile. Received: --profile .*bench"):
+        costs()
+    for text in ("{", '{"a": 1}', '{"batch_sizes": [{"stages": []}]}', "[]"):
+        path.write_text(text, "utf-8")
+        with pytest.raises(
+            ValueError, match="takes what keras-branchy bench --json prints"
+        ):
+            costs()
+    stages = [{"exit_name": "exit_1", "whole_batch_ms": 1.0}]
+    path.write_text(json.dumps({"batch_sizes": [{"batch_size": 8, "stages": stages}]}))
+    with pytest.raises(ValueError, match=r"is of another model.*exits \['exit_1'\]"):
+        costs()
+    with pytest.raises(ValueError, match=r"no such batch size.*size 4 with .*has \[8\]"):
+        costs(4)
+    path.write_text(json.dumps({"batch_sizes": []}))
+    with pytest.raises(ValueError, match=r"which has \[\]"):
+        costs()
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        (None, (None, False)),
+        ("250000", (250_000, False)),
+        ("2.5e5", (250_000, False)),
+        ("2.5e5 MACs", (250_000, False)),
+        ("0.8ms", (0.8, True)),
+        ("800us", (pytest.approx(0.8), True)),
+        ("800 µs", (pytest.approx(0.8), True)),
+        ("1s", (1000, True)),
+    ],
+)
+def test_a_budget_is_macs_or_a_time(text, expected):
+    assert budget.budget(text) == expected
+
+
+def test_figures_that_cannot_be_drawn(place, tmp_path, monkeypatch):
+    options = ("--thresholds", "1,1", "--figures")
+    (tmp_path / "file").write_text("mine", "utf-8")
+    told = mistake("evaluate", place.model, place.data, *options, tmp_path / "file")
+    assert "--figures names a folder. Received:" in told
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    told = mistake("evaluate", place.model, place.data, *options, tmp_path / "new")
+    assert "pip install 'keras-branchy[plots]'" in told and not (tmp_path / "new").exists()
 
 
 def test_thresholds_that_do_not_fit(place):
@@ -130,6 +215,30 @@ def test_an_npz_file_of_objects_or_of_nothing(place, tmp_path):
     (tmp_path / "text.npz").write_text("text", "utf-8")
     told = mistake("calibrate", place.model, tmp_path / "text.npz", *DROP)
     assert "is no .npz file of plain arrays" in told
+
+
+def test_samples_that_are_no_numbers(place, tmp_path):
+    path = npz(tmp_path, x=np.full((2, 8, 8, 1), "a"), y=np.arange(2))
+    told = mistake("evaluate", place.model, path, "--thresholds", "1,1")
+    assert "Samples are numbers. Received:" in told and "dtype <U1" in told
+
+
+def test_samples_that_look_wrong_are_told(place, tmp_path):
+    options = ("--thresholds", "never,never")
+    x = place.x[:20].copy()
+    x[:3, 0] = np.nan
+    _, told = run("evaluate", place.model, npz(tmp_path, x=x, y=place.y[:20]), *options)
+    assert "3 of the first 20 samples hold NaN or infinite values" in told
+    path = npz(tmp_path, x=np.full((20, 8, 8, 1), 255.0), y=place.y[:20])
+    _, told = run("evaluate", place.model, path, *options)
+    assert "Samples reach 255. Floats are taken as they are" in told
+
+
+def test_a_drop_that_is_no_fraction_is_told(place):
+    _, told = run("calibrate", place.model, place.data, "--max-accuracy-drop", "1")
+    assert "allows 100 points to be lost; one point is 0.01" in told
+    _, told = run("calibrate", place.model, place.data, *DROP)
+    assert "points to be lost" not in told
 
 
 def test_samples_and_labels_of_different_numbers(place, tmp_path):
@@ -283,11 +392,11 @@ def test_a_name_that_nobody_knows(place, tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     told = mistake("evaluate", place.model, "no_such_set", "--thresholds", "1,1")
     assert "neither a file nor a dataset that TensorFlow Datasets knows" in told
+    told = mistake("evaluate", place.model, "mnst", "--thresholds", "1,1")
+    assert "Did you mean mnist?" in told
 
 
 def test_a_dataset_without_labels():
-    from types import SimpleNamespace
-
     from keras_branchy.cli import tfds
 
     info = SimpleNamespace(supervised_keys=None, full_name="sounds/1.0.0")
@@ -339,6 +448,12 @@ def test_an_export_over_something_else(place, tmp_path):
         (("--max-accuracy-drop", "2"), "should be less than or equal to 1"),
         ((*DROP, "--limit", "0"), "should be greater than or equal to 1"),
         ((*DROP, "--pixels", "bright"), "is not one of"),
+        (("--max-cost", "cheap"), "such as 0.8ms or 800us. Received: 'cheap'"),
+        (("--max-cost", "0"), "Received: '0'"),
+        (("--max-cost", "-1ms"), "Received: '-1ms'"),
+        (("--max-cost", "inf"), "Received: 'inf'"),
+        (("--max-cost", "9", "--profile", "b.json"), "--max-cost without a unit"),
+        ((*DROP, "--profile-batch-size", "8"), "without --profile or a time in --max-cost"),
     ],
 )
 def test_usage_of_calibrate(place, options, message):
@@ -354,6 +469,7 @@ def test_usage_of_calibrate(place, options, message):
         (("evaluate", "x.keras", "d.npz", "--thresholds", "a"), "for example 0.05,never"),
         (("export", "x.keras", "out", "--batch-size", "many"), "Received: 'many'"),
         (("export", "x.keras", "out", "--format", "tfjs"), "is not one of"),
+        (("export", "x.keras", "out", "--quantization", "int8"), "Received: no --data"),
     ],
 )
 def test_usage(arguments, message):

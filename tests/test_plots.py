@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
-from project import fresh_python
+from project import ROOT, fresh_python
 
 from keras_branchy import plots
 from keras_branchy.criteria import gate_scores
@@ -512,6 +512,15 @@ def test_colours_show_on_light_and_on_dark_pages(colour, background):
     light, dark = sorted((luminance(colour), luminance(background)), reverse=True)
     # 3 to 1 is what the web's accessibility guidelines ask of figures.
     assert (light + 0.05) / (dark + 0.05) >= 3
+
+
+def test_the_pictures_in_the_documents_are_small_and_shown():
+    folder = ROOT / "docs" / "figures"
+    shown = (ROOT / "docs" / "figures.md").read_text("utf-8")
+    pictures = sorted(folder.iterdir())
+    assert pictures
+    for path in pictures:
+        assert f"(figures/{path.name})" in shown and path.stat().st_size < 150_000
 
 
 def test_figures_are_transparent():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`keras-branchy bench`: the last exit against staged inference, on this machine."""
+"""`keras-branchy bench`: early exit against the plain backbone, on this machine."""
 
 from __future__ import annotations
 
@@ -42,11 +42,14 @@ def command(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Times the plain last exit against early exit, taking turns on the same batches.
+    """Times early exit against the plain backbone, and says where the time goes.
 
     Both are traced functions from NumPy arrays to NumPy labels, as a server would call
-    them. Their answers are checked first. Times depend on who leaves early, so use data
-    like those in use, and a machine that does nothing else.
+    them, and take turns on the same batches; their answers are checked first. Then the
+    stages are timed alone. Times depend on who leaves early, so use data like those in
+    use, and a machine that does nothing else.
+
+    With --json the times of the stages are what `calibrate --profile` takes.
     """
     with reporting(json, debug) as report:
         from keras_branchy.cli.models import check_calibrated, load_branchy
@@ -74,47 +77,76 @@ def command(
 def _measure(
     model: Any, x: Any, sizes: list[int], seconds: float, report: Report
 ) -> dict[str, Any]:
-    from keras_branchy.cli import machine, timing
+    import numpy as np
 
+    from keras_branchy.cli import machine, timing
+    from keras_branchy.cli.race import race
+    from keras_branchy.scoring import all_logits
+
+    batched = {size: timing.batches(x, size) for size in dict.fromkeys(sizes)}
+    with report.doing("Running every exit"):
+        logits = np.stack(all_logits(model, x, batch_size=256, verbose=0)[0])
     rows = []
-    for size in dict.fromkeys(sizes):
-        batches = timing.batches(x, size)
+    for size, batches in batched.items():
         with report.doing(f"Checking answers, batches of {size}"):
             contestants = timing.contestants(model, batches[0])
-            shares = timing.check(model, contestants, batches)
+            timing.check(model, contestants, batches, logits)
         with report.doing(f"Measuring batches of {size} for {seconds:g} s"):
-            rows.append(
-                {
-                    "batch_size": size,
-                    "shares": shares,
-                    **timing.take_turns(contestants, batches, seconds),
-                }
-            )
+            rows.append(race(model, contestants, batches, logits, seconds))
     return {"batch_sizes": rows, "machine": machine.describe()}
 
 
 def show(found: dict[str, Any], samples: str) -> Iterable:
     """The same for people."""
     yield f"Data: {samples}. Machine: {found['machine']['summary']}."
-    yield heading("Milliseconds a batch: median, and the middle half of the measurements")
-    columns = ("batch", "last exit", "early exit", "times as fast", "measured")
-    yield table(
-        columns,
-        (
-            (
-                str(row["batch_size"]),
-                _spread(row["last_exit"]),
-                _spread(row["early_exit"]),
-                f"{row['times_as_fast']:.2f}",
-                f"{row['measurements']} ×",
-            )
-            for row in found["batch_sizes"]
-        ),
+    rows = found["batch_sizes"]
+    yield heading("µs an image: mean, and the middle half of the measurements")
+    columns = ("batch", "plain backbone", "early exit", "gain", "MACs allow", "efficiency")
+    yield table(columns, map(_row, rows))
+    yield (
+        "gain: plain / early exit. MACs allow: the gain if time were MACs, heads counted. "
+        "efficiency: the stages alone / early exit; what lacks to 1 is lost between them."
     )
-    shares = found["batch_sizes"][0]["shares"]
-    leave = ", ".join(percent(share, 1) for share in shares)
+    yield heading("Where the time goes, µs an image")
+    names = [part["exit_name"] for part in rows[0]["stages"]]
+    yield table(("batch", *names, "between stages"), map(_parts, rows))
+    yield (
+        "A stage and its head, for the samples that reach it; then gates, gathering who "
+        "goes on, and calls."
+    )
+    if lost := sum(row["disturbed"] for row in rows):
+        all_rounds = sum(row["measurements"] for row in rows)
+        yield (
+            f"{lost:,} of {all_rounds:,} rounds took three times as long as usual, as when "
+            "something else runs, and are left out."
+        )
+    leave = ", ".join(percent(share, 1) for share in rows[0]["shares"])
     yield f"Left at each exit: {leave}. Answers were checked before any was timed."
 
 
+def _row(row: dict[str, Any]) -> tuple[str, ...]:
+    allowed = row["gain_macs_allow"]
+    return (
+        str(row["batch_size"]),
+        _spread(row["plain"]),
+        _spread(row["early_exit"]),
+        f"{row['gain']:.2f}",
+        "–" if allowed is None else f"{allowed:.2f}",
+        f"{row['efficiency']:.2f}",
+    )
+
+
+def _parts(row: dict[str, Any]) -> tuple[str, ...]:
+    stages = [_three(part["us_per_image"]) for part in row["stages"]]
+    return str(row["batch_size"]), *stages, _three(row["between_stages_us_per_image"])
+
+
 def _spread(row: dict[str, float]) -> str:
-    return f"{row['median_ms']:.3g} ({row['lower_ms']:.3g}…{row['upper_ms']:.3g})"
+    ends = "…".join(_three(row[name]) for name in ("lower", "upper"))
+    return f"{_three(row['us_per_image'])} ({ends})"
+
+
+def _three(value: float) -> str:
+    """Three figures, and no exponent."""
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    return f"{value:.{digits}f}"

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
+from keras_branchy.cli.figures import check_figures, draw
 from keras_branchy.cli.lists import thresholds as read_thresholds
 from keras_branchy.cli.options import (
     BatchSize,
@@ -39,6 +42,14 @@ def command(
             show_default=False,
         ),
     ] = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option(
+            help="Draw figures into this folder: who leaves where, scores, reliability, "
+            "confusion and costs.",
+            show_default=False,
+        ),
+    ] = None,
     split: Split = None,
     limit: Limit = None,
     pixels: PixelScale = Pixels.auto,
@@ -53,6 +64,7 @@ def command(
     """
     given = read_thresholds(thresholds, "--thresholds")
     with reporting(json, debug) as report:
+        check_figures(figures)
         from keras_branchy.cli.models import check_calibrated, load_branchy
         from keras_branchy.cli.samples import open_samples
 
@@ -77,8 +89,21 @@ def command(
             "model": str(model),
             "data": samples.describe(),
             **measured(loaded, logits, labels),
+            "figures": [],
         }
+        if figures is not None:
+            with report.doing("Drawing"):
+                result["figures"] = _draw(figures, loaded, logits, labels, result["exits"])
         report.result(result, lambda found: show(found, str(samples)))
+
+
+def _draw(folder: Path, model: Any, logits: Any, labels: Any, exits: Any) -> list[str]:
+    import numpy as np
+
+    shares = [row["share"] for row in exits]
+    right = [row["accuracy_where_taken"] for row in exits]
+    names = draw(folder, model, np.stack(logits), labels, shares, right)
+    return [str(folder / name) for name in names]
 
 
 def measured(model: Any, logits: Any, labels: Any) -> dict[str, Any]:
@@ -142,6 +167,8 @@ def show(found: dict[str, Any], samples: str) -> Iterable:
         yield ""
         costed = ("mean cost of a sample", "MACs", "of backbone", "times less")
         yield table(costed, _cost_rows(found["cost"]))
+    if found["figures"]:
+        yield Text(f"Drawn: {', '.join(found['figures'])}.")
 
 
 def _exit_row(row: dict[str, Any]) -> tuple[str, ...]:

@@ -118,6 +118,12 @@ def command(
     The folder appears whole, or not at all. StageRunner runs it without TensorFlow.
     """
     samples_per_call = _batch_size(batch)
+    if quantization is Quantization.int8 and data is None:
+        raise typer.BadParameter(
+            "int8 is calibrated on samples. Received: no --data. Expected a few hundred "
+            "held-out ones, such as --data mnist --split 'train[50000:]'.",
+            param_hint="--quantization",
+        )
     with reporting(json, debug) as report:
         from keras_branchy.cli.models import load_branchy
         from keras_branchy.cli.samples import open_samples

@@ -1,17 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and names that are nearly right."""
 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["check_target", "in_place_of", "write_json"]
+__all__ = ["check_target", "in_place_of", "meant", "meant_file", "write_json"]
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """` Did you mean …?`, where one of the known names is near; else nothing."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+def meant_file(path: Path) -> str:
+    """The same for a file that is not there, among those in its folder."""
+    if not path.parent.is_dir():
+        return f" There is no folder {path.parent} either."
+    return meant(path.name, sorted(other.name for other in path.parent.iterdir()))
 
 
 def check_target(path: Path | None, option: str, suffix: str) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from keras_branchy.cli.files import meant_file
 from keras_branchy.cli.reporting import Report
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ def check_calibrated(model: BranchyModel, path: Path) -> None:
 def _check_file(path: Path) -> None:
     if not path.exists():
         raise FileNotFoundError(
-            f"There is no model. Received: {path}. Save one with model.save('model.keras')."
+            f"There is no model. Received: {path}.{meant_file(path)} Save one with "
+            "model.save('model.keras')."
         )
     if path.is_dir() or not zipfile.is_zipfile(path):
         kind = "a folder" if path.is_dir() else "a file of another format"

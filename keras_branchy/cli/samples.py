@@ -3,21 +3,26 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from keras_branchy.cli import tfds
+from keras_branchy.cli.files import meant_file
 from keras_branchy.cli.reporting import Report
-from keras_branchy.cli.scaling import Pixels, resolve, scaled
+from keras_branchy.cli.scaling import Pixels, rescales, resolve, scaled
 
 if TYPE_CHECKING:
     from keras_branchy.branchy_model import BranchyModel
 
 __all__ = ["Samples", "open_samples"]
+
+MOST_LOOKED_AT = 1000  # samples
+BYTES = 100  # what standardised floats do not reach, and bytes do
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,25 @@ class Samples:
         (both,) = self.batches(self.count)
         return both
 
+    def fifth(self) -> tuple[Samples, Samples]:
+        """Every fifth sample, and the others."""
+        return self._every(5, True), self._every(5, False)
+
+    def _every(self, step: int, chosen: bool) -> Samples:
+        """Those whose index is a multiple of `step`, or those whose index is none."""
+
+        def batches(size: int) -> Iterator[tuple[Any, np.ndarray]]:
+            seen = 0
+            for x, y in self.batches(size):
+                keep = (np.arange(seen, seen + len(y)) % step == 0) == chosen
+                seen += len(y)
+                if keep.any():
+                    yield _rows(x, keep), y[keep]
+
+        count = -(-self.count // step)
+        count = count if chosen else self.count - count
+        return replace(self, count=count, _batches=batches)
+
     def describe(self) -> dict[str, Any]:
         """For reports."""
         return {"source": self.source, "samples": self.count, "pixels": str(self.pixels)}
@@ -57,6 +81,12 @@ class Samples:
         return f"{self.count:,} samples of {self.source}" + (
             f", {ranges[self.pixels]}" if self.pixels in ranges else ", as stored"
         )
+
+
+def _rows(x: Any, keep: np.ndarray) -> Any:
+    if isinstance(x, dict):
+        return {name: array[keep] for name, array in x.items()}
+    return x[keep]
 
 
 def open_samples(
@@ -85,7 +115,9 @@ def open_samples(
         FileNotFoundError: If there is no such file or dataset.
     """
     if name.endswith(".npz") or Path(name).is_file():
-        return _from_npz(Path(name), model, split, limit, pixels)
+        samples = _from_npz(Path(name), model, split, limit, pixels)
+        _warn(samples, model)
+        return samples
     with report.doing(f"Opening {name}"):
         found = tfds.find(name, split, default)
     _check_shape(model, found.shape, found.source)
@@ -128,13 +160,15 @@ def _from_npz(
 
 def _read(path: Path, model: BranchyModel) -> tuple[Any, np.ndarray]:
     if not path.exists():
-        raise FileNotFoundError(f"There is no such file. Received: {path}.")
+        raise FileNotFoundError(
+            f"There is no such file. Received: {path}.{meant_file(path)}"
+        )
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
     except (ValueError, OSError, AttributeError) as error:
         raise ValueError(
-            f"{path} is no .npz file of plain arrays: {error} Write it with "
+            f"{path} is no .npz file of plain arrays. Write it with "
             "numpy.savez(path, x=…, y=…)."
         ) from error
     names = [tensor.name for tensor in model.inputs]
@@ -155,7 +189,33 @@ def _read(path: Path, model: BranchyModel) -> tuple[Any, np.ndarray]:
             "Samples and labels come in equal numbers, at least one. Received: "
             f"{path} with arrays of {sorted(sizes)} rows."
         )
+    for array in x.values() if isinstance(x, dict) else [x]:
+        if array.dtype.kind not in "biuf":
+            raise ValueError(
+                f"Samples are numbers. Received: {path} with samples of dtype "
+                f"{array.dtype}."
+            )
     return x, arrays["y"]
+
+
+def _warn(samples: Samples, model: BranchyModel) -> None:
+    """Says what is often a mistake, though it may be meant."""
+    x, _ = next(samples.batches(MOST_LOOKED_AT))
+    if isinstance(x, dict) or x.dtype.kind != "f":
+        return
+    broken = int((~np.isfinite(x)).reshape(len(x), -1).any(1).sum())
+    if broken:
+        warnings.warn(
+            f"{broken:,} of the first {len(x):,} samples hold NaN or infinite values. They "
+            "seldom leave early, and their labels mean nothing.",
+            stacklevel=2,
+        )
+    elif np.abs(x).max(initial=0) > BYTES and not rescales(model):
+        warnings.warn(
+            f"Samples reach {np.abs(x).max():g}. Floats are taken as they are: if the "
+            "model was trained on 0 to 1, divide them by 255 first, or store bytes.",
+            stacklevel=2,
+        )
 
 
 def _check_shape(model: BranchyModel, shape: Any, source: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Pixels", "resolve", "scaled"]
+__all__ = ["Pixels", "rescales", "resolve", "scaled"]
 
 
 class Pixels(StrEnum):
@@ -24,12 +24,13 @@ def resolve(wanted: Pixels, dtype: Any, model: Any) -> Pixels:
     """What `auto` means for samples of this dtype and for this model."""
     if wanted is not Pixels.auto:
         return wanted
-    if np.dtype(dtype) != np.uint8 or _rescales(model):
+    if np.dtype(dtype) != np.uint8 or rescales(model):
         return Pixels.raw
     return Pixels.unit
 
 
-def _rescales(model: Any) -> bool:
+def rescales(model: Any) -> bool:
+    """Whether the model takes stored values as they are."""
     kinds = {type(layer).__name__ for layer in model._flatten_layers()}
     integers = "int" in model.inputs[0].dtype
     return integers or bool(kinds & {"Rescaling", "Normalization"})

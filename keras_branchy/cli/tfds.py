@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_branchy.cli.files import meant
+
 __all__ = ["Found", "batches", "find"]
 
 
@@ -45,8 +47,8 @@ def find(name: str, split: str | None, default: str) -> Found:
     except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
         raise FileNotFoundError(
             f"There is no such data. Received: {name}, neither a file nor a dataset that "
-            "TensorFlow Datasets knows. Pass a name such as mnist, or a path that ends in "
-            ".npz."
+            f"TensorFlow Datasets knows.{meant(name, tfds.list_builders())} Pass a name "
+            "such as mnist, or a path that ends in .npz."
         ) from error
     if not builder.is_prepared():
         raise FileNotFoundError(

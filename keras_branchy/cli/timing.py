@@ -11,19 +11,26 @@ import keras
 import numpy as np
 
 from keras_branchy.export.decisions import decide, score_all
-from keras_branchy.scoring import all_logits
 from keras_branchy.thresholds import gate_thresholds
 
 if TYPE_CHECKING:
     from keras_branchy.branchy_model import BranchyModel
 
-__all__ = ["batches", "check", "contestants", "take_turns"]
+__all__ = [
+    "batches",
+    "check",
+    "contestants",
+    "exits_by_rule",
+    "prepared",
+    "summary",
+    "take_turns",
+]
 
 Contestant = Callable[[Any], dict[str, np.ndarray]]
 
-MOST_CHECKED = 2000  # samples
+MOST_CHECKED = 200  # batches
 WARM_UP = 3  # rounds
-FEWEST = 5  # measurements, however long they take
+FEWEST = 2  # rounds, however long they take
 # Batch sizes and fused stages round float32 apart; a wrong answer is further off.
 ABSOLUTE, RELATIVE = 1e-4, 1e-3
 
@@ -57,13 +64,13 @@ def contestants(model: BranchyModel, batch: Any) -> dict[str, Contestant]:
 
     last = keras.Model(model._inputs_struct, model.output[model.exit_names[-1]])
     thresholds = tf.constant(gate_thresholds(model.thresholds, model.criteria))
-    prepare = _prepared(model)
+    prepare = prepared(model)
     spec = keras.tree.map_structure(
         lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype), prepare(batch)
     )
 
     @tf.function(autograph=False)
-    def last_exit(inputs: Any) -> dict[str, tf.Tensor]:
+    def plain(inputs: Any) -> dict[str, tf.Tensor]:
         probabilities = last(inputs, training=False)
         return {
             "labels": tf.argmax(probabilities, -1),
@@ -78,10 +85,10 @@ def contestants(model: BranchyModel, batch: Any) -> dict[str, Contestant]:
         concrete = function.get_concrete_function(spec)
         return lambda x: {name: y.numpy() for name, y in concrete(prepare(x)).items()}
 
-    return {"last_exit": timed(last_exit), "early_exit": timed(early_exit)}
+    return {"plain": timed(plain), "early_exit": timed(early_exit)}
 
 
-def _prepared(model: BranchyModel) -> Callable[[Any], Any]:
+def prepared(model: BranchyModel) -> Callable[[Any], Any]:
     """From NumPy arrays to tensors in the structure and the dtypes of the inputs."""
     import tensorflow as tf
 
@@ -100,44 +107,58 @@ def _shaped(array: np.ndarray, shape: tuple[int | None, ...]) -> np.ndarray:
     return array[..., None] if array.ndim == len(shape) - 1 else array
 
 
+def exits_by_rule(model: BranchyModel, logits: np.ndarray) -> np.ndarray:
+    """Where samples leave [n], from the logits of all exits [N, n, C]."""
+    gates = gate_thresholds(model.thresholds, model.criteria)
+    scores, labels = score_all(logits, model.criteria, model.gates)
+    return decide(scores, labels, model.criteria, gates, model.patience)[1]
+
+
 def check(
-    model: BranchyModel, functions: dict[str, Contestant], batched: Sequence[Any]
-) -> list[float]:
+    model: BranchyModel,
+    functions: dict[str, Contestant],
+    batched: Sequence[Any],
+    logits: np.ndarray,
+) -> None:
     """Compares what will be timed with the rule, applied to the logits of all exits.
 
-    Returns:
-        The share of the samples that leaves at each exit.
+    Args:
+        model: The model.
+        functions: What will be timed.
+        batched: Batches of it.
+        logits: [N, n, C], of the samples in these batches, in their order, or of more.
 
     Raises:
         RuntimeError: If an answer differs by more than rounding.
     """
-    size = len(keras.tree.flatten(batched[0])[0])
-    some = batched[: max(1, MOST_CHECKED // size)]
-    logits, _ = all_logits(model, iter(some), verbose=0)
+    some = batched[:MOST_CHECKED]
     found = {
         name: _joined([function(batch) for batch in some])
         for name, function in functions.items()
     }
-    early, last = found["early_exit"], found["last_exit"]
+    early, plain = found["early_exit"], found["plain"]
     where = np.arange(len(early["exits"]))
+    logits = logits[:, : len(where)]
     close: dict[str, Any] = dict(atol=ABSOLUTE, rtol=RELATIVE, equal_nan=True)
-    told = np.stack(logits)[early["exits"], where]
+    told = logits[early["exits"], where]
+    # The backbone alone knows nothing of temperatures and ensembles.
+    few = some[: max(1, len(some) // 10)]
+    last, prepare = model.exit_names[-1], prepared(model)
+    backbone = np.concatenate([model.predict_on_batch(prepare(x))[last] for x in few])
     fine = [
-        np.allclose(last["probabilities"], _softmax(logits[-1]), **close),
+        np.allclose(plain["probabilities"][: len(backbone)], backbone, **close),
         np.allclose(early["probabilities"], _softmax(told), **close),
         (early["labels"] == told.argmax(-1))[_clear(told)].all(),
         _exits_as_the_rule_says(model, logits, early["exits"]),
     ]
     if not all(fine):
-        parts = ("last exit", "probabilities", "labels", "exits")
+        parts = ("plain backbone", "probabilities", "labels", "exits")
         wrong = [name for name, good in zip(parts, fine, strict=True) if not good]
         raise RuntimeError(
             f"Early exit and the logits of all exits disagree in {', '.join(wrong)}, so "
             "nothing was timed. Please report it with the model; "
             "KERAS_BRANCHY_CUSTOM_OPS=off tells whether the native gate is at fault."
         )
-    counts = np.bincount(early["exits"], minlength=len(model.exit_names))
-    return [float(share) for share in counts / len(where)]
 
 
 def _joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -155,10 +176,12 @@ def _clear(logits: np.ndarray) -> np.ndarray:
     return best[:, -1] - best[:, -2] > ABSOLUTE
 
 
-def _exits_as_the_rule_says(model: BranchyModel, logits: Any, exits: np.ndarray) -> bool:
+def _exits_as_the_rule_says(
+    model: BranchyModel, logits: np.ndarray, exits: np.ndarray
+) -> bool:
     gates = gate_thresholds(model.thresholds, model.criteria)
-    scores, labels = score_all(np.stack(logits), model.criteria, model.gates)
-    _, expected = decide(scores, labels, model.criteria, gates, model.patience)
+    scores, _ = score_all(logits, model.criteria, model.gates)
+    expected = exits_by_rule(model, logits)
     gap = np.abs(scores[:-1] - gates[:, None])
     known = np.isfinite(gates)
     near = (gap[known] <= RELATIVE * np.abs(gates[known, None]) + ABSOLUTE).any(0)
@@ -166,28 +189,40 @@ def _exits_as_the_rule_says(model: BranchyModel, logits: Any, exits: np.ndarray)
 
 
 def take_turns(
-    functions: dict[str, Contestant], batched: Sequence[Any], seconds: float
-) -> dict[str, Any]:
-    """Times every function on the same batches in turn, so that slow moments hit all."""
-    for batch in (list(batched) * WARM_UP)[:WARM_UP]:
+    functions: dict[str, Contestant],
+    batched: Sequence[Any],
+    seconds: float,
+    start: int = 0,
+) -> dict[str, np.ndarray]:
+    """Times every function on the same batches in turn, so that slow moments hit all.
+
+    Returns:
+        Milliseconds of each round, by name; round r is on batch start + r, modulo their
+        number.
+    """
+    for index in range(start, start + WARM_UP):
         for function in functions.values():
-            function(batch)
+            function(batched[index % len(batched)])
     taken: dict[str, list[float]] = {name: [] for name in functions}
     names = list(functions)
     end, rounds = time.perf_counter() + seconds, 0
     while rounds < FEWEST or time.perf_counter() < end:
         for name in names:
             begin = time.perf_counter()
-            functions[name](batched[rounds % len(batched)])
+            functions[name](batched[(start + rounds) % len(batched)])
             taken[name].append((time.perf_counter() - begin) * 1e3)
         names.reverse()  # Neither is always the one that finds the caches warm.
         rounds += 1
-    found: dict[str, Any] = {name: _spread(times) for name, times in taken.items()}
-    ratio = found["last_exit"]["median_ms"] / found["early_exit"]["median_ms"]
-    return {**found, "times_as_fast": ratio, "measurements": rounds}
+    return {name: np.array(times) for name, times in taken.items()}
 
 
-def _spread(times: Sequence[float]) -> dict[str, float]:
-    median, lower, upper = (float(x) for x in np.percentile(times, (50, 25, 75)))
-    mean = float(np.mean(times))
-    return {"median_ms": median, "lower_ms": lower, "upper_ms": upper, "mean_ms": mean}
+def summary(milliseconds: np.ndarray, size: int) -> dict[str, float]:
+    """µs an image: the mean, which throughput follows, and quartiles."""
+    each = milliseconds * 1e3 / size
+    median, lower, upper = (float(x) for x in np.percentile(each, (50, 25, 75)))
+    return {
+        "us_per_image": float(each.mean()),
+        "median": median,
+        "lower": lower,
+        "upper": upper,
+    }
