@@ -435,6 +435,129 @@ def gate_setting(report):
     )
 
 
+def guarantees():
+    """How often promises were broken in the simulation, one row for each setting."""
+    report = json.loads((RESULTS / "guarantees.json").read_text("utf-8"))
+    settings = {}
+    for row in report["rows"]:
+        place = row["exits"], row["calibrated"], row["samples"], row["limit"]
+        settings.setdefault(place, {})[row["confidence"]] = row
+    rows = []
+    for (exits, kind, samples, limit), found in settings.items():
+        naive, sure, mean = found.get(None), found[0.95], found["mean"]
+        rows.append(
+            (
+                exits,
+                kind,
+                f"{samples:,}",
+                f"{100 * limit:g} %",
+                f"{sure['repeats']:,}",
+                *(broken(found[level], "risk_exceeds") for level in (0.95, 0.9)),
+                f"{100 * mean['mean_risk']:.2f} %",
+                broken(naive, "drop_exceeds") if naive else "",
+                *costs_beside(found[0.9]),
+            )
+        )
+    header = (
+        "exits",
+        "calibrated",
+        "samples",
+        "may be lost",
+        "draws",
+        "lost more, at 95 %",
+        "at 90 %",
+        "lost, on average",
+        "drop exceeded, no confidence",
+        "cost at 90 %",
+        "least at this loss",
+        "least at this drop",
+    )
+    refused = sum(row["refused"] for row in report["rows"])
+    must = sum(row["repeats"] for row in report["rows"] if row["must_be_refused"])
+    return (
+        markdown(header, rows)
+        + f"\n`{report['command']}`, {report['date']}; {each_version(report)}. Populations "
+        f"of {report['population']:,}; {report['wanted_repeats']:,} draws of each setting "
+        f"are wanted, the first {report['naive_repeats']} of them without a confidence, too. "
+        f"Refused: {refused:,} requests, of {must:,} that the arithmetic demands.\n"
+    )
+
+
+def guarantees_real():
+    """The same on MNIST and CIFAR-10, all held-out images being the truth."""
+    report = json.loads((RESULTS / "guarantees_real.json").read_text("utf-8"))
+    names = {"mean": "on average", None: "none"}
+    rows = []
+    for row in sorted(
+        report["rows"], key=lambda row: (row["data"] != "mnist", row["limit"])
+    ):
+        level = row["confidence"]
+        rows.append(
+            (
+                row["data"],
+                f"{100 * row['limit']:g}",
+                names.get(level) or f"{100 * level:g} %",
+                f"{100 * row['mean_risk']:.2f}",
+                "" if level is None else broken(row, "risk_exceeds"),
+                f"{100 * row['mean_drop']:+.2f}",
+                broken(row, "drop_exceeds"),
+                *costs_beside(row),
+            )
+        )
+    header = (
+        "data",
+        "points allowed",
+        "confidence",
+        "answers lost",
+        "more than allowed",
+        "accuracy dropped",
+        "by more",
+        "cost",
+        "least at this loss",
+        "least at this drop",
+    )
+    sources = {row["source"]: row for row in report["rows"]}
+    told = "; ".join(
+        f"{source}, exits right on "
+        + ", ".join(f"{100 * share:.2f} %" for share in row["exits"])
+        for source, row in sorted(sources.items(), reverse=True)
+    )
+    return (
+        markdown(header, rows)
+        + f"\n{report['rows'][0]['repeats']} draws of {report['rows'][0]['samples']:,}. "
+        f"{told}. `{report['command']}`, {report['date']}; {each_version(report)}.\n"
+    )
+
+
+def broken(row, key):
+    """How often, of the draws that were not refused."""
+    return "refused" if row[key] is None else f"{100 * row[key]:.1f} %"
+
+
+def costs_beside(row):
+    keys = "mean_cost", "least_cost_at_risk", "least_cost_at_drop"
+    return ("" if row[key] is None else f"{100 * row[key]:.1f} %" for key in keys)
+
+
+def each_version(report):
+    return ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+
+
+def mutation():
+    """How many broken versions of each module its tests notice."""
+    report = json.loads((RESULTS / "mutation.json").read_text("utf-8"))
+    rows = [
+        (
+            f"`{row['module']}.py`",
+            row["mutants"],
+            row["noticed"],
+            f"{100 * row['noticed'] / row['mutants']:.0f} %",
+        )
+        for row in report["rows"]
+    ]
+    return markdown(("module", "broken versions", "noticed", ""), rows)
+
+
 def speed(ratio):
     return f"{ratio:.2f} times as fast" if ratio >= 1 else f"{1 / ratio:.2f} times slower"
 

@@ -190,7 +190,7 @@ def _class_drops(answers: Answers, exits: np.ndarray) -> list[float | None] | No
     if answers.labels is None:
         return None
     right = answers.correct[exits, np.arange(answers.samples)]
-    lost = answers.correct[-1] * 1.0 - right
+    lost = np.subtract(answers.correct[-1], right, dtype=float)
     of_class = [lost[answers.labels == label] for label in range(answers.num_classes)]
     return [float(values.mean()) if len(values) else None for values in of_class]
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from keras_branchy.midpoints import thresholds_at
-from keras_branchy.survey import Cuts, Path, Survey
+from keras_branchy.survey import CandidatePath, Cuts, Survey
 from keras_branchy.targets import Target
 from keras_branchy.threshold_search import ThresholdSearch
 
@@ -24,7 +24,7 @@ LEVELS = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.25, 1.6)
 STEPS = 12  # candidates between two levels
 
 
-def candidates(survey: Survey, target: Target) -> Path:
+def candidates(survey: Survey, target: Target) -> CandidatePath:
     """Thresholds from the safest to the boldest, each made when it is asked for.
 
     Args:
@@ -33,7 +33,7 @@ def candidates(survey: Survey, target: Target) -> Path:
     """
     key = target.name, str(target.value)
     if key not in survey.paths:
-        survey.paths[key] = Path(_made(survey, target))
+        survey.paths[key] = CandidatePath(_made(survey, target))
     return survey.paths[key]
 
 

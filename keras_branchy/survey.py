@@ -11,7 +11,7 @@ import numpy as np
 from keras_branchy.answers import Answers
 from keras_branchy.threshold_search import ThresholdSearch
 
-__all__ = ["Path", "Survey"]
+__all__ = ["CandidatePath", "Survey"]
 
 Cuts = tuple[int, ...]
 
@@ -28,7 +28,7 @@ class Survey:
 
     def __init__(self, answers: Answers):
         self.answers = answers
-        self.paths: dict[tuple[str, str], Path] = {}
+        self.paths: dict[tuple[str, str], CandidatePath] = {}
         self._searches: dict[bytes, ThresholdSearch] = {}
         self._fronts: dict[bytes, list[Cuts]] = {}
         self._halves: dict[tuple[int, int], tuple[Survey, Answers]] = {}
@@ -62,7 +62,7 @@ class Survey:
         return self._halves[tested, seed]
 
 
-class Path:
+class CandidatePath:
     """Candidates that are made when they are first asked for, and kept."""
 
     def __init__(self, made: Iterator[Any]):

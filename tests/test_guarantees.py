@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What calibration guarantees, checked on populations whose truth is known."""
 
+import json
 import math
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from keras_branchy.answers import Answers
 from keras_branchy.calibration import calibrate
 from keras_branchy.candidates import candidates
 from keras_branchy.guarantees import certified
+from keras_branchy.survey import CandidatePath
 from keras_branchy.survey import Survey
 from keras_branchy.targets import TARGETS, Target
 
@@ -227,3 +230,48 @@ def test_the_report_tells_it_in_a_sentence(asked, says):
     report = calibrate(scores, correct, COSTS, ["entropy"] * 2, 4, agrees=agrees,
                        confidence="mean", **asked)  # fmt: skip
     assert "On average over calibration sets like this one, " in str(report)
+
+
+RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+
+
+@pytest.mark.parametrize("name", ["guarantees", "guarantees_real"])
+def test_the_committed_results_keep_what_was_promised(name):
+    rows = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))["rows"]
+    checked = 0
+    for row in rows:
+        # The smallest sets have 500 samples; 319 show 1 % at 95 %. None may be refused.
+        assert row["refused"] == 0 and row.get("must_be_refused", False) is False
+        if row["confidence"] == "mean":
+            slack = 3 * 0.5 / math.sqrt(row["repeats"]) * row["limit"]
+            assert row["mean_risk"] <= row["limit"] + slack, row
+        elif row["confidence"] is not None:
+            error = 1 - row["confidence"]
+            slack = 3 * math.sqrt(error * (1 - error) / row["repeats"])
+            assert row["risk_exceeds"] <= error + slack, row
+            checked += 1
+    assert checked >= 12
+
+
+def test_several_targets_on_one_survey_get_what_each_gets_alone():
+    scores, correct, agrees = drawn(np.random.default_rng(8), 1500)
+    survey = Survey(Answers(scores, correct, COSTS, ["entropy"] * 2, 4, agrees))
+    for confidence in (0.9, "mean", 0.8):
+        for name, value in ASKED.items():
+            thresholds, found = certified(survey, Target(name, value), confidence)
+            alone = calibrate(scores, correct, COSTS, ["entropy"] * 2, 4, agrees=agrees,
+                              confidence=confidence, **{name: value})  # fmt: skip
+            assert thresholds == alone.thresholds and found == alone.guarantee
+
+
+def test_a_path_is_made_once_and_no_further_than_it_is_walked():
+    made = []
+
+    def candidates_of():
+        for number in range(5):
+            made.append(number)
+            yield number
+
+    path = CandidatePath(candidates_of())
+    assert list(zip(path, range(2), strict=False)) == [(0, 0), (1, 1)] and made == [0, 1, 2]
+    assert list(path) == list(path) == made == [0, 1, 2, 3, 4]
