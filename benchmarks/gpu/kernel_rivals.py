@@ -43,6 +43,7 @@ def compiled(torch, threshold, device):
     """torch.compile of two of them; `max-autotune` searches Triton's settings too."""
     if device == "cuda":
         need("triton")
+    torch.compiler.reset()  # each shape anew: there is a limit to variants of one function
     options = {"mode": "max-autotune-no-cudagraphs"} if device == "cuda" else {}
     # Each shape has a kernel of its own, as ours has.
     return [

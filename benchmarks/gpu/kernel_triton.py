@@ -58,7 +58,7 @@ def walk(row_of, begin, end, C: tl.constexpr):
 def long_rows(z, exits, labels, scores, rows, classes, threshold, C: tl.constexpr):
     """Persistent: program p takes the rows p, p + programs, ... ."""
     for row in range(tl.program_id(0), rows, tl.num_programs(0)):
-        m, label, s, w = walk(z + row.to(tl.int64) * classes, 0, classes, C)
+        m, label, s, w = walk(z + tl.cast(row, tl.int64) * classes, 0, classes, C)
         score = tl.log(s) - w / s
         tl.store(exits + row, score < threshold)
         tl.store(labels + row, label.to(tl.int64))

@@ -6,28 +6,47 @@ mnist.npz and cifar10.npz, as carry.py writes them. Without weights, networks ar
 and thresholds are swept over shares; time does not depend on weights.
 """
 
+import ctypes
+import importlib.util
 import os
 import sys
 from pathlib import Path
 
 import numpy as np
-from gpu_rows import ROOT, CouldNotRunError, need
+from gpu_rows import ROOT, CouldNotRunError, need, short
 
 DATA = {"b_lenet": "mnist", "b_alexnet": "cifar10", "b_resnet_110": "cifar10"}
 MAX_DROP = 0.01  # what a model without thresholds is calibrated for
+preloaded = None  # the library that was opened for TensorFlow, or why it was not
 
 
 def prepare(args, native="on"):
     """TensorFlow, once the environment is set; the package of this checkout."""
+    global preloaded
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     os.environ.setdefault("KERAS_BRANCHY_CUSTOM_OPS", native)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     sys.path.insert(0, str(ROOT))
     if args.rehearse:
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+    preloaded = preload_cusolver()
     tf = need("tensorflow")
     need("keras")
     return tf
+
+
+def preload_cusolver():
+    """Opens the library that TensorFlow's own search leaves out, if pip has brought it."""
+    spec = importlib.util.find_spec("nvidia")
+    for place in spec.submodule_search_locations if spec else []:
+        library = os.path.join(place, "cusolver", "lib", "libcusolver.so.11")
+        if os.path.exists(library):
+            try:
+                ctypes.CDLL(library)
+            except OSError as error:
+                return short(error)
+            return "libcusolver.so.11"
+    return None
 
 
 def need_tensorflow_gpu(tf, args):

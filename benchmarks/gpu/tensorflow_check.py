@@ -6,7 +6,6 @@ and the hostile rows of the tests against float64; then, where pytest and Hypoth
 the tests of the gate themselves. Every kind of failure is a row.
 """
 
-import ctypes
 import importlib.util
 import os
 import subprocess
@@ -24,11 +23,10 @@ REHEARSED = GRID[:3]
 
 def main(args, rows):
     rows.rows = []
-    preloaded = preload_cusolver()
     tf = subjects.prepare(args, "on")
     device = "/CPU:0" if args.rehearse else "/GPU:0"
     found = [gpu.name for gpu in tf.config.list_physical_devices("GPU")]
-    rows.add(what="registered", devices=found, preloaded=preloaded)
+    rows.add(what="registered", devices=found, preloaded=subjects.preloaded)
     if not found and not args.rehearse:
         gpu_rows.need_gpu()
         raise CouldNotRunError(
@@ -38,20 +36,6 @@ def main(args, rows):
     failures = [*own_operations(tf, rows, device), *the_op(tf, rows, device, args)]
     failures += the_tests(rows, args)
     return failures
-
-
-def preload_cusolver():
-    """Opens the library that TensorFlow's own search leaves out, if pip has brought it."""
-    spec = importlib.util.find_spec("nvidia")
-    for place in spec.submodule_search_locations if spec else []:
-        library = os.path.join(place, "cusolver", "lib", "libcusolver.so.11")
-        if os.path.exists(library):
-            try:
-                ctypes.CDLL(library)
-            except OSError as error:
-                return short(error)
-            return "libcusolver.so.11"
-    return None
 
 
 # ---- TensorFlow itself ---------------------------------------------------------------
