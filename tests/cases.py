@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from keras_branchy import BranchyModel, ExitBranch
+from keras_branchy import BranchyModel, ExitBranch, networks
 
 CLASSES = 4
 
@@ -28,10 +28,19 @@ class Case:
     name: str
     make: Any
     samples: Any  # number of samples, generator -> arrays in the structure of the inputs
+    wide: bool = True  # whether weights may be drawn wide: in a deep network all saturates
 
 
 def images(count, rng):
     return rng.normal(size=(count, 8, 8, 2)).astype(np.float32)
+
+
+def pictures(count, rng):
+    return rng.random((count, 32, 32, 3), np.float32)
+
+
+def digits(count, rng):
+    return rng.random((count, 28, 28, 1), np.float32)
 
 
 def tokens(count, rng):
@@ -216,5 +225,32 @@ MODELS = [
         "several_outputs",
         lambda: BranchyModel(several_outputs(), exits("conv")),
         lambda count, rng: rng.normal(size=(count, 7, 3)).astype(np.float32),
+    ),
+]
+
+SMALL = {"num_classes": CLASSES, "blocks": (1, 1, 1, 1)}
+
+# The published networks, which take longer.
+NETWORKS = [
+    Case("b_lenet", lambda: networks.b_lenet(CLASSES), digits, wide=False),
+    Case("cdl_lenet", lambda: networks.cdl_lenet(CLASSES), digits, wide=False),
+    Case("b_alexnet", lambda: networks.b_alexnet(CLASSES), pictures, wide=False),
+    Case(
+        "b_resnet",
+        lambda: networks.b_resnet(8, CLASSES, stochastic_depth=0.8),
+        pictures,
+        wide=False,
+    ),
+    Case(
+        "d_gate_resnet",
+        lambda: networks.d_gate_resnet(**SMALL, width=4),
+        pictures,
+        wide=False,
+    ),
+    Case(
+        "d_gate_densenet",
+        lambda: networks.d_gate_densenet(**SMALL, growth=4, gates="crossentropy"),
+        pictures,
+        wide=False,
     ),
 ]

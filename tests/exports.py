@@ -11,12 +11,12 @@ from typing import Any
 
 import keras
 import numpy as np
-from cases import MODELS
+from cases import MODELS, NETWORKS
 
 from keras_branchy.export.decisions import score_all
 from keras_branchy.scoring import all_logits
 
-CASES = {case.name: case for case in MODELS}
+CASES = {case.name: case for case in [*MODELS, *NETWORKS]}
 SAMPLES = 60
 
 
@@ -49,7 +49,7 @@ def prepared(name):
     model = case.make()
     x = case.samples(SAMPLES, rng)
     y = rng.integers(0, model.num_classes, SAMPLES)
-    if model.patience is None and name != "gates":
+    if model.patience is None and all(branch.activation for branch in model.branches):
         model.compile("adam", "sparse_categorical_crossentropy")
         model.fit(x, y, epochs=2, verbose=0)
     model.thresholds = medians(model, x)
