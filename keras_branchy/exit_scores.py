@@ -35,10 +35,12 @@ class Settings:
     all_exits: keras.Model | None = None
     early_exit: Any = None
     seen: SeenData = field(default_factory=SeenData)
+    fitted: SeenData = field(default_factory=SeenData)
 
     def forget_stages(self) -> None:
         """Drops what was made of the cut, and what was chosen on its scores."""
         self.stages = self.all_exits = self.gates = None
+        self.fitted = SeenData()
         self.forget_scores()
 
     def forget_scores(self) -> None:

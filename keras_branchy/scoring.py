@@ -112,6 +112,7 @@ def fit_temperatures(
     model: BranchyModel, data: Any, y: Any, batch_size: int | None, verbose: Any
 ) -> TemperatureReport:
     """Fits a temperature to every exit's logits, and sets them on the model."""
+    _warn_of_seen(model, data, "fit_temperatures", "the temperatures are too low for those")
     divided, labels = all_logits(model, data, y, batch_size=batch_size, verbose=verbose)
     labels = _labels("fit_temperatures", labels, data)
     chosen, rows = [], []
@@ -131,6 +132,7 @@ def fit_temperatures(
             ]
         )
     model.temperatures = chosen
+    model._settings.fitted.add(data)
     columns = map(list, zip(*rows, strict=True))
     return TemperatureReport(model.exit_names, len(labels), chosen, *columns)
 
@@ -144,6 +146,7 @@ def fit_gates(
             "No exit has a learned gate. Received: a model with the criteria "
             f"{model.criteria}. Build it with ExitBranch(…, criterion='learned')."
         )
+    _warn_of_seen(model, data, "fit_gates", "the gates are too sure of those")
     logits, labels = all_logits(model, data, y, batch_size=batch_size, verbose=verbose)
     answers = np.stack([gate_scores(values)[1] for values in logits])
     right = answers == (answers[-1] if labels is None else labels)
@@ -162,6 +165,7 @@ def fit_gates(
         areas = [area_under_roc(values, of_exit) for values in (score, -entropy)]
         rows.append((name, found, float(of_exit.mean()), *areas))
     model.gates = gates
+    model._settings.fitted.add(data)
     names, *columns = map(list, zip(*rows, strict=True))
     target = "agrees" if labels is None else "right"
     return GateReport(names, right.shape[1], target, *columns)
@@ -176,14 +180,25 @@ def _labels(verb: str, labels: np.ndarray | None, data: Any) -> np.ndarray:
     return labels
 
 
-def _warn_of_seen(model: BranchyModel, data: Any) -> None:
+def _warn_of_seen(model: BranchyModel, data: Any, verb: str, so: str) -> None:
     share = model._settings.seen.share(data)
     if share >= SEEN:
         warnings.warn(
             f"`fit` saw {share:.0%}".replace("%", " %") + " of the samples that "
-            "`calibrate` is given. Exits are surer and more often right on these than on "
-            "new ones, so the thresholds lose more there than they promise. Pass samples "
-            "held out of training.",
+            f"`{verb}` is given. Exits are surer and more often right on these than on "
+            f"new ones, so {so}. Pass samples held out of training.",
+            stacklevel=4,
+        )
+
+
+def _warn_of_fitted(model: BranchyModel, data: Any) -> None:
+    share = model._settings.fitted.share(data)
+    if share >= SEEN:
+        warnings.warn(
+            f"Temperatures or gates were fitted to {share:.0%}".replace("%", " %")
+            + " of the samples that `calibrate` is given. A `confidence` holds for scores "
+            "that were there before the samples. Pass others than to `fit_temperatures` "
+            "and `fit_gates`.",
             stacklevel=4,
         )
 
@@ -198,7 +213,10 @@ def calibrate(
     verbose: Any,
 ) -> CalibrationReport:
     """Scores every exit once, chooses thresholds, and sets them on the model."""
-    _warn_of_seen(model, data)
+    so = "the thresholds lose more there than they promise"
+    _warn_of_seen(model, data, "calibrate", so)
+    if targets.get("confidence") is not None:
+        _warn_of_fitted(model, data)
     logits, labels = all_logits(model, data, y, batch_size=batch_size, verbose=verbose)
     labels = _labels("calibrate", labels, data)
     # The gate compares float32 scores, so thresholds lie between these.

@@ -216,6 +216,19 @@ def test_thresholds_are_chosen_on_learned_scores(model, rng):
     assert left.any() and (score[left] >= model.thresholds[0] - 1e-6).all()
 
 
+def test_samples_that_fit_or_the_gates_saw_are_told_of(model, rng):
+    x, y = labelled(model, rng)
+    model.fit_gates(x, y, verbose=0)
+    asked = {"max_disagreement": 0.9, "confidence": 0.9, "verbose": 0}
+    with pytest.warns(UserWarning, match="gates were fitted to 100 % of the samples"):
+        model.calibrate(x, y, **asked)
+    model.compile("adam", "sparse_categorical_crossentropy")
+    model.fit(x, y, verbose=0)
+    said = "`fit` saw 100 % of the samples that `fit_gates` is given.*are too sure of those"
+    with pytest.warns(UserWarning, match=said):
+        model.fit_gates(x, y, verbose=0)
+
+
 def test_each_setting_unsets_what_was_chosen_on_its_scores(model, rng):
     x, y = labelled(model, rng)
     model.fit_gates(x, y, verbose=0)

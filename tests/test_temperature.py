@@ -304,6 +304,28 @@ def test_training_and_predict_see_the_exits_as_they_are(model, rng):
     assert before[1] == after[1]
 
 
+def test_a_confidence_asks_for_other_samples_than_temperatures_were_fitted_to(model, rng):
+    x, y = labelled(model, rng, 400)
+    model.fit_temperatures(x[:200], y[:200], verbose=0)
+    asked = {"max_disagreement": 0.9, "confidence": 0.9, "verbose": 0}
+    said = "fitted to 50 % of the samples that `calibrate` is given.*Pass others than to"
+    with pytest.warns(UserWarning, match=said):
+        model.calibrate(x, y, **asked)
+    model.calibrate(x[200:], y[200:], **asked)  # a warning would be an error here
+    model.calibrate(x, y, exit_shares=[0.3, 0.3], verbose=0)
+    model.temperatures = [2.0, 2.0, 2.0]  # by hand
+    model.calibrate(x, y, **asked)
+
+
+def test_samples_that_fit_saw_are_told_of(model, rng):
+    x, y = labelled(model, rng, 200)
+    model.compile("adam", "sparse_categorical_crossentropy")
+    model.fit(x, y, verbose=0)
+    said = "`fit` saw 100 % of the samples that `fit_temperatures` is given.*are too low"
+    with pytest.warns(UserWarning, match=said):
+        model.fit_temperatures(x, y, verbose=0)
+
+
 def test_gates_have_temperatures_too(rng):
     model = BranchyModel(residual(), gates("stem", "join"), temperatures=[2.0, 1.0, 1.0])
     x = images(10, rng)
