@@ -94,8 +94,10 @@ def _left_alone(tree: ast.AST) -> set[int]:
             out.append(node)
         if isinstance(node, (ast.arg, ast.AnnAssign)) and node.annotation:
             out.append(node.annotation)
-        if isinstance(node, ast.FunctionDef):
-            out += [*node.decorator_list, *([node.returns] if node.returns else [])]
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            out += node.decorator_list
+        if isinstance(node, ast.FunctionDef) and node.returns:
+            out.append(node.returns)
     return {numbers[id(inner)] for node in out for inner in ast.walk(node)}
 
 

@@ -478,8 +478,8 @@ def guarantees():
         markdown(header, rows)
         + f"\n`{report['command']}`, {report['date']}; {each_version(report)}. Populations "
         f"of {report['population']:,}; {report['wanted_repeats']:,} draws of each setting "
-        f"are wanted, the first {report['naive_repeats']} of them without a confidence, too. "
-        f"Refused: {refused:,} requests, of {must:,} that the arithmetic demands.\n"
+        f"are wanted, the first {report['naive_repeats']} of them without a confidence, "
+        f"too. Refused: {refused:,} requests, of {must:,} that the arithmetic demands.\n"
     )
 
 

@@ -101,3 +101,19 @@ def test_a_plot_of_the_front_and_the_chosen_point():
         )
     assert counted().plot(ax) is ax
     plt.close("all")
+
+
+def test_all_countings_of_three_exits():
+    """The samples leave at exits 1, 2, 3 and 3; the first is lost."""
+    scores = [np.array([0.1, 0.9, 0.9, 0.9]), np.array([0.1, 0.2, 0.8, 0.9])]
+    correct = np.array([[0, 0, 1, 0], [0, 1, 1, 0], [1, 1, 1, 1]], bool)
+    made = calibrate(
+        scores, correct, [2, 4, 8], ["entropy"] * 2, 4, exit_shares=[0.25, 0.25],
+        labels=[0, 0, 1, 2], trunk_costs=[1, 2, 8], exit_names=["a", "b", "c"],
+    )  # fmt: skip
+    assert made.shares == [0.25, 0.25, 0.5] and made.exit_names == ["a", "b", "c"]
+    assert made.class_drops == [0.5, 0.0, 0.0, None]
+    assert made.trunk_cost == (1 + 2 + 8 + 8) / 32 and made.cost == (2 + 4 + 8 + 8) / 32
+    assert made.exit_costs == [0.25, 0.5, 1.0] and made.exit_accuracy == [0.25, 0.5, 1.0]
+    assert made.accuracy_where_taken == [0.0, 1.0, 1.0]
+    assert made.accuracy == 0.75 and made.last_accuracy == 1.0 and made.samples == 4

@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from keras_branchy.risk import RiskTest, binomial_cdf
+from keras_branchy.risk import RiskTest, _hoeffding_bentkus, binomial_cdf
 
 
 def exact_cdf(successes, trials, probability):
@@ -104,3 +104,33 @@ def test_limits_that_cannot_or_need_not_be_tested():
     assert not RiskTest(0.95)(np.zeros(10_000), 0.0).passes
     assert RiskTest(0.95)(np.ones(10), 1.0).passes
     assert RiskTest(0.95)(np.full(10, 0.5), 1.0).passes
+
+
+@pytest.mark.parametrize(
+    "mean, count, limit",
+    [
+        *((0.0, 50, 0.1), (0.01, 300, 0.05), (0.24, 40, 0.5), (0.05, 20, 0.4)),
+        *((0.299, 1000, 0.3), (0.1, 10, 0.11), (0.45, 400, 0.5), (1e-12, 60, 0.05)),
+    ],
+)
+def test_the_p_value_of_a_mean(mean, count, limit):
+    """The lesser of Hoeffding's and Bentkus' bounds, 2110.01052, equations 12 and 13."""
+    ratio = 0 if mean < 1e-9 else mean * math.log(mean / limit)
+    hoeffding = math.exp(-count * (ratio + (1 - mean) * math.log((1 - mean) / (1 - limit))))
+    bentkus = math.e * exact_cdf(math.ceil(round(count * mean, 6)), count, limit)
+    want = min(hoeffding, bentkus)
+    assert _hoeffding_bentkus(mean, count, limit) == pytest.approx(want, rel=1e-7)
+
+
+def test_a_mean_at_or_above_the_limit_is_no_evidence():
+    assert _hoeffding_bentkus(0.3, 1000, 0.3) == 1.0
+    assert _hoeffding_bentkus(1.0, 1000, 0.3) == 1.0
+    assert _hoeffding_bentkus(0.9, 10, 1.0) == 0.0
+
+
+def test_a_mean_passes_where_its_p_value_is_small_enough():
+    losses = np.full(400, 0.25)
+    value = _hoeffding_bentkus(0.25, 400, 0.3)
+    assert 0.01 < value < 0.2
+    assert RiskTest(1 - value - 1e-6)(losses, 0.3).passes
+    assert not RiskTest(1 - value + 1e-6)(losses, 0.3).passes
