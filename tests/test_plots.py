@@ -366,9 +366,14 @@ def test_the_cost_stack_is_a_staircase_of_parts(rng, exits, unit, scale):
     assert named == ["trunk", "head", "gate"]
 
 
-@pytest.mark.parametrize("plain", [0.2, 1.05, 2.6, 4.2, 5.1, 5.95, 6.0])
-def test_nothing_crosses_the_numbers_of_a_cost_stack(plain):
-    ax = plots.cost_stack({"trunk": np.ones(6)}, plain=plain, unit="ms")
+STAIRS = {"six alike": np.ones(6), "twelve": np.random.default_rng(2).uniform(0.2, 1, 12)}
+
+
+@pytest.mark.parametrize("stairs", STAIRS.values(), ids=STAIRS)
+@pytest.mark.parametrize("share", [0.03, 0.18, 0.44, 0.7, 0.78, 0.85, 0.99, 1.0])
+def test_nothing_crosses_the_numbers_of_a_cost_stack(stairs, share):
+    plain = share * stairs.sum()
+    ax = plots.cost_stack({"trunk": stairs}, plain=plain, unit="ms")
     ax.figure.canvas.draw()
     line = ax.transData.transform([(plain, 0)])[0, 0]
     inside = ax.get_window_extent()

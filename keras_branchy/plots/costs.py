@@ -102,17 +102,24 @@ def cost_stack(
 def _number(
     ax: Axes, place: int, start: float, end: float, widest: float, line: float | None
 ) -> None:
-    """What is paid by the end of a bar: behind it, else before it or behind the line."""
+    """What is paid by the end of a bar: behind it, before it, or on the line's far side."""
     width = LABEL_WIDTH * widest
-    x, before = end, end + width > 1.04 * widest
-    if line is not None and end < line < end + width:
-        x, before = (line, False) if start < width else (end, True)
+    sides = [(end, 1), (start, -1)]
+    if line is not None:
+        sides += [(line, 1)] if line >= end else [(line, -1)] if line <= start else []
+
+    def free(x: float, side: int) -> bool:
+        low, high = sorted((x, x + side * width))
+        crossed = line is not None and x != line and low <= line <= high
+        return low >= 0 and high <= 1.04 * widest and not crossed
+
+    x, side = next((spot for spot in sides if free(*spot)), sides[0])
     ax.annotate(
         f"{end:#.3g}".rstrip("."),
-        (start if before else x, place),
-        xytext=(-6 if before else 6, 0),
+        (x, place),
+        xytext=(6 * side, 0),
         textcoords="offset points",
-        ha="right" if before else "left",
+        ha="left" if side > 0 else "right",
         va="center",
         color=INK,
     )
