@@ -116,6 +116,7 @@ def runner(tmp_path, monkeypatch):
         records = check.check(args.parts, args)
         return records, gpu_report.summary(records)
 
+    run.out = tmp_path / "out"
     return run
 
 
@@ -170,6 +171,18 @@ def test_a_complete_part_is_not_run_again(runner, tmp_path):
     # Another program gives other results: rows of the old one do not stay.
     records, _ = runner({"a": f"{body}\nrows.add(value=3)"})
     assert records["a"]["rows"] == [{"value": 1}, {"value": 3}]
+
+
+def test_sources_edited_while_a_part_runs_leave_it_incomplete(runner):
+    body = """
+    rows.add(value=1)
+    with open(__file__, 'a') as file:
+        file.write('# edited')
+    """
+    records, _ = runner({"a": body})
+    assert records["a"]["state"] == "done" and len(records["a"]["rows"]) == 1
+    args = check.parse_args(["--out", str(runner.out)])
+    assert check.standing(args.parts[0], args) is None
 
 
 def test_what_was_killed_goes_on_where_it_was(runner, tmp_path):
@@ -254,11 +267,11 @@ def test_what_makes_no_sense_is_refused(options, text, capsys):
 def test_tensorflow_parts_run_in_the_environment_that_is_named(monkeypatch, tmp_path):
     part = gpu_plan.Part("a", "", ("a.py",), tensorflow=True)
     args = check.parse_args(["--out", str(tmp_path)])
-    assert check.command_of(part, args, tmp_path / "rows")[0] == sys.executable
+    assert check.command_of(part, args, tmp_path / "rows", "s")[0] == sys.executable
     setup = tmp_path / "env.sh"
     setup.write_text("export NAMED=here\n", "utf-8")
     monkeypatch.setenv("TENSORFLOW_ENV", str(setup))
-    command = check.command_of(part, args, tmp_path / "rows")
+    command = check.command_of(part, args, tmp_path / "rows", "s")
     command[5:] = ["-c", "import os; print(os.environ['NAMED'])"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == "here\n"
@@ -457,7 +470,7 @@ def test_rows_of_the_kernel_have_what_the_tables_read(tmp_path):
 
 def test_answers_are_compared_away_from_thresholds_only():
     cpu = {
-        "thresholds": np.array([0.5, np.nan]),
+        "thresholds": np.array([0.5, -np.inf]),
         "trained": True,
         "scores": np.array([[0.1, 0.9, 0.50001, 0.4], [0.1, 0.1, 0.1, 0.1]]),
         "exits": np.array([0, 2, 2, 0]),

@@ -57,23 +57,25 @@ def perform(part, args):
     rows_file = args.out / f"{part.name}.rows.json"
     if args.again:
         rows_file.unlink(missing_ok=True)
+    # Of the sources as they are now: edited while it runs, it is not complete.
+    begun = stamp(part, args)
     started, before = time.monotonic(), -1
     for go in range(1, GOES + 1):
-        state, reason = one_go(part, args, rows_file, append=go > 1)
+        state, reason = one_go(part, args, rows_file, begun, append=go > 1)
         got = len((read_json(rows_file) or {}).get("rows", []))
         if state != "timed out" or got <= before or args.left() <= 0:
             break
         before = got
         print(f"{part.name}: cut off with {got} rows; going on", flush=True)
     found = read_json(rows_file) or {}
-    current = found.get("stamp") == stamp(part, args)
+    current = found.get("stamp") == begun
     record = {
         "part": part.name,
         "about": part.about,
         "state": state,
         "reason": reason,
         "seconds": round(time.monotonic() - started, 1),
-        "stamp": stamp(part, args),
+        "stamp": begun,
         "rehearsal": args.rehearse,
         "made_with": found.get("made_with") if current else None,
         "rows": found.get("rows", []) if current else [],
@@ -82,12 +84,12 @@ def perform(part, args):
     return record
 
 
-def one_go(part, args, rows_file, append):
+def one_go(part, args, rows_file, begun, append):
     """Runs a part's program once: its state, and the reason where it is not done."""
     log = args.out / f"{part.name}.log"
     with open(log, "a" if append else "w", encoding="utf-8") as file:
         process = subprocess.Popen(
-            command_of(part, args, rows_file),
+            command_of(part, args, rows_file, begun),
             cwd=ROOT,
             env=environment(args),
             stdout=subprocess.PIPE,
@@ -145,10 +147,10 @@ def verdict(status, lines):
     return "failed", f"{how}: {last[-300:]}"
 
 
-def command_of(part, args, rows_file):
+def command_of(part, args, rows_file, begun):
     program, *rest = part.command
     command = [args.python, str(HERE / program), *rest, "--rows", str(rows_file)]
-    command += ["--stamp", stamp(part, args)]
+    command += ["--stamp", begun]
     command += ["--rehearse"] if args.rehearse else []
     command += ["--carried", str(args.carried)] if args.carried else []
     setup = os.environ.get("TENSORFLOW_ENV")
