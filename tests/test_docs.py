@@ -46,7 +46,6 @@ def blocks_of(text):
 def prelude():
     """What a reader is taken to have: a small classifier, and a little data for it."""
     import keras
-    import tensorflow as tf
 
     inputs = keras.Input((16, 16, 3), name="image")
     x = inputs
@@ -59,18 +58,27 @@ def prelude():
     outputs = keras.layers.Dense(10, activation="softmax", name="predictions")(x)
 
     rng = np.random.default_rng(0)
-    labels = rng.integers(0, 10, 64)
-    images = rng.random((64, 16, 16, 3), np.float32) + labels[:, None, None, None] / 10
-    images = images.astype(np.float32)
-    dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(32)
+
+    def samples():
+        labels = rng.integers(0, 10, 64)
+        images = rng.random((64, 16, 16, 3), np.float32) + labels[:, None, None, None] / 10
+        return images.astype(np.float32), labels
+
+    images, labels = samples()
     return {
         "backbone": keras.Model(inputs, outputs, name="backbone"),
         "images": images,
         "labels": labels,
-        "train": dataset,
-        "valid": dataset,
-        "test": dataset,
+        "train": batches(images, labels),
+        "valid": batches(*samples()),
+        "test": batches(*samples()),
     }
+
+
+def batches(images, labels):
+    import tensorflow as tf
+
+    return tf.data.Dataset.from_tensor_slices((images, labels)).batch(32)
 
 
 def run(block, path, scope):
