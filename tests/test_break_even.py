@@ -94,9 +94,9 @@ def test_a_model_whose_every_place_is_a_loss_says_so():
     assert (place.macs, place.head_macs, place.saved_macs) == (100, 100, 100)
     assert place.break_even_share is None and place.pays is False
     assert places.advice.startswith(
-        "No exit with such a head can save anything here, whoever leaves: every head costs "
-        "more than what is left behind its place. Nearest: wide costs more than it can save: "
-        "its head takes 100 MACs of every sample, and 100 are left to save. Take a smaller"
+        "No exit with such a head can save anything here, whoever leaves: every head "
+        "costs more than what is left behind its place. Nearest: wide costs more than it "
+        "can save: its head takes 100 MACs of every sample, and 100 are left to save. Take "
     )
     assert str(places) == f"{place}\n{places.advice}"
     (judged,) = cost.judge_exits(BranchyModel(losing_backbone(), {"wide": ExitBranch(2)}))
@@ -115,7 +115,8 @@ def test_where_to_begin():
 
 def test_a_head_that_does_not_fit_is_told():
     head = ExitBranch(3, layers=[layers.Conv2D(2, 5)])
-    places = {p.tap: p for p in cost.suggest_exits(small_backbone(), head=head, places=None)}
+    found = cost.suggest_exits(small_backbone(), head=head, places=None)
+    places = {place.tap: place for place in found}
     assert places["early"].head_macs == 2 * 2 * 25 * 4 * 2 + 2 * 2 * 2 * 3
     flat = places["flat"]
     assert flat.head_macs is flat.pays is flat.break_even_share is None
