@@ -2,13 +2,14 @@
 """A path of candidate thresholds, from surely safe to too bold, for a test to walk.
 
 Along it only the target and the cost count: at each of a few levels of what the target
-allows, the cheapest cuts there are, and even steps between one level and the next.
+allows, the cheapest cuts there are, and even steps between one level and the next, where
+they lead on.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from keras_branchy.threshold_search import ThresholdSearch
 __all__ = ["candidates"]
 
 # As shares of what the target allows on these samples.
-LEVELS = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.25, 1.6)
+LEVELS = (0.1, 0.25, 0.5, 0.65, 0.75, 0.82, 0.9, 1.0, 1.25, 1.6)
 STEPS = 12  # candidates between two levels
 
 
@@ -48,9 +49,13 @@ def _made(survey: Survey, target: Target) -> Iterator[list[float | None]]:
         path = _path_of_shares(search, np.asarray(target.value))
     elif target.name == "max_cost":
         budget = target.value / answers.costs[-1]
-        path = _joined(search, _corners_of_cost(search, survey.front(counted), budget))
+        corners = _corners_of_cost(search, survey.front(counted), budget)
+        path = _joined(search, corners, lambda cuts: search.measure(cuts)[::-1])
     else:
-        path = _joined(search, _corners_of_risk(search, survey.front(counted), target))
+        corners = _corners_of_risk(search, survey.front(counted), target)
+        path = _joined(
+            search, corners, lambda cuts: tuple(-x for x in search.measure(cuts))
+        )
     for cuts in path:
         yield thresholds_at(search, cuts, answers.bounds)
 
@@ -79,20 +84,34 @@ def _corners_of_cost(
         yield search.most_accurate([*front, everyone], allowed, thorough=False)
 
 
-def _joined(search: ThresholdSearch, corners: Iterator[Cuts]) -> Iterator[Cuts]:
-    """The corners, and between two of them cuts in equal steps, each but once in a row."""
-    start = last = next(corners)
+def _joined(
+    search: ThresholdSearch, corners: Iterator[Cuts], measure: Callable
+) -> Iterator[Cuts]:
+    """The corners, and between two of them cuts in equal steps, as far as they lead on.
+
+    Two corners may be far apart, and what lies between them worse than both: a candidate
+    must be better than the last, and no bolder than the corner to which it leads.
+
+    Args:
+        search: The search whose cuts they are.
+        corners: From the safest to the boldest.
+        measure: How bold cuts are, and how good.
+    """
+    start = next(corners)
     yield start
+    best = measure(start)[1]
     for end in corners:
+        boldest = measure(end)[0]
         for step in range(1, STEPS + 1):
             share = step / STEPS
             cuts = tuple(
                 _nearest(order.cuts, (1 - share) * before + share * after)
                 for order, before, after in zip(search.orders, start, end, strict=True)
             )
-            if cuts != last:
+            bold, good = measure(cuts)
+            if good > best and bold <= boldest:
                 yield cuts
-                last = cuts
+                best = good
         start = end
 
 
