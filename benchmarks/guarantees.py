@@ -255,6 +255,7 @@ def main() -> None:
             "command": "python benchmarks/guarantees.py --json FILE",
             "versions": {"numpy": version("numpy"), "python": platform.python_version()},
             "population": POPULATION,
+            "settings": len(list(product(EXITS, KINDS, counts, RISKS))),
             "wanted_repeats": most,
             "naive_repeats": NAIVE_REPEATS,
             "rows": rows,

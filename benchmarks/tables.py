@@ -479,7 +479,20 @@ def guarantees():
         + f"\n`{report['command']}`, {report['date']}; {each_version(report)}. Populations "
         f"of {report['population']:,}; {report['wanted_repeats']:,} draws of each setting "
         f"are wanted, the first {report['naive_repeats']} of them without a confidence, "
-        f"too. Refused: {refused:,} requests, of {must:,} that the arithmetic demands.\n"
+        f"too. Refused: {refused:,} requests, of {must:,} that the arithmetic demands."
+        f"{unfinished(report, settings)}\n"
+    )
+
+
+def unfinished(report, settings):
+    """What a simulation that was cut off must say of itself."""
+    wanted, sizes = report["settings"], report["wanted_repeats"]
+    whole = sum(found[0.95]["repeats"] == sizes for found in settings.values())
+    if whole == wanted:
+        return ""
+    return (
+        f" **The simulation is not finished: {whole} of {wanted} settings have all their "
+        f"draws, {len(settings) - whole} have some, the others are missing here.**"
     )
 
 
