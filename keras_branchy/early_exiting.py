@@ -170,7 +170,8 @@ class EarlyExiting(ExitScores):
 
         Raises:
             ValueError: If not exactly one target is given, it cannot be met or shown on
-                so few samples, or the data has no labels.
+                so few samples, the data has no labels, or a confidence is asked of a model
+                with `patience`, whose agreements are not counted.
         """
         from keras_branchy.scoring import calibrate
 

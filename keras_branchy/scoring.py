@@ -203,6 +203,28 @@ def _warn_of_fitted(model: BranchyModel, data: Any) -> None:
         )
 
 
+def _check_patience(model: BranchyModel, confidence: Any) -> None:
+    """Thresholds are chosen as if nobody left by agreement, so nothing can be promised."""
+    if model.patience is None:
+        return
+    counted = (
+        "`calibrate` counts who leaves by thresholds, not who leaves because "
+        f"{model.patience} successive exits agree"
+    )
+    if confidence is not None:
+        raise ValueError(
+            f"{counted}, so no confidence can be stated. Received: confidence="
+            f"{confidence!r} for a model with patience={model.patience}. Set "
+            "model.patience = None, or leave the confidence out."
+        )
+    warnings.warn(
+        f"{counted}: more samples leave early, and more may be lost, than the report says. "
+        "Compare with model.predict_early on held-out samples, or set model.patience = "
+        "None.",
+        stacklevel=4,
+    )
+
+
 def calibrate(
     model: BranchyModel,
     data: Any,
@@ -213,8 +235,9 @@ def calibrate(
     verbose: Any,
 ) -> CalibrationReport:
     """Scores every exit once, chooses thresholds, and sets them on the model."""
-    so = "the thresholds lose more there than they promise"
+    so = "the thresholds lose more on those than they promise"
     _warn_of_seen(model, data, "calibrate", so)
+    _check_patience(model, targets.get("confidence"))
     if targets.get("confidence") is not None:
         _warn_of_fitted(model, data)
     logits, labels = all_logits(model, data, y, batch_size=batch_size, verbose=verbose)

@@ -176,3 +176,19 @@ def test_progress_is_shown(rng, capsys):
     x, y = images(64, rng), rng.integers(0, 4, 64)
     model.calibrate(x, y, exit_shares=[0.5], verbose=1)
     assert "2/2" in capsys.readouterr().out
+
+
+def test_leaving_by_agreement_is_not_counted_and_that_is_said(model, rng):
+    x, y = images(400, rng), rng.integers(0, 4, 400)
+    model.patience = 2
+    with pytest.warns(UserWarning, match="2 successive exits agree: more samples leave"):
+        report = model.calibrate(x, y, exit_shares=[0.2, 0.2], verbose=0)
+    answer = model.predict_early(x, verbose=0)
+    leave = (answer.exits < 2).mean()
+    assert leave > sum(report.shares[:2]) + 0.05  # as the warning says
+    model.thresholds = None
+    with pytest.raises(ValueError, match=r"no confidence can be stated. Received: confid"):
+        model.calibrate(x, y, max_disagreement=0.3, confidence=0.9, verbose=0)
+    assert model.thresholds is None
+    model.patience = None
+    model.calibrate(x, y, exit_shares=[0.2, 0.2], verbose=0)  # without a warning
