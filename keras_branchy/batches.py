@@ -153,7 +153,8 @@ def _as_inputs(x: Any, model: BranchyModel) -> Any:
         raise ValueError(
             f"The model has {len(model.inputs)} inputs, "
             f"{[tensor.name for tensor in model.inputs]}. Received: {len(flat)} arrays "
-            "for a batch. Pass them in the structure of the model's inputs."
+            "for a batch. Pass them in the structure of the model's inputs, and labels "
+            "apart, as y=."
         )
     tensors = [_as_input(*pair) for pair in zip(flat, model.inputs, strict=True)]
     return keras.tree.pack_sequence_as(model._inputs_struct, tensors)

@@ -98,8 +98,8 @@ class BranchyModel(EarlyExiting):
         self.ensemble = ensemble
         self.temperatures = temperatures
         self.gates = gates
-        self.thresholds = thresholds
         self.patience = patience
+        self.thresholds = thresholds
 
     def get_config(self) -> dict[str, Any]:
         # The dtype policy too, or loss scaling is lost where the model is loaded.

@@ -12,11 +12,13 @@ import keras
 import numpy as np
 
 from keras_branchy import cost
+from keras_branchy.batches import batches_of
 from keras_branchy.branchy_model import BranchyModel
 from keras_branchy.calibration import calibrate
 from keras_branchy.criteria import gate_scores
 from keras_branchy.outcome import Outcome, expected_cost, outcome
 from keras_branchy.scoring import all_logits
+from keras_branchy.targets import Target
 from keras_branchy.thresholds import check_thresholds
 
 __all__ = ["ExitMonitor"]
@@ -118,7 +120,30 @@ class ExitMonitor(keras.callbacks.Callback):
                 f"{[0.5] + [0.0] * (len(model.criteria) - 1)} or max_accuracy_drop=0.01, "
                 "or set model.thresholds."
             )
+        if self._target and "learned" in model.criteria and None in model.gates:
+            raise ValueError(
+                "ExitMonitor cannot choose thresholds of exits whose gates are not fitted. "
+                f"Received: {self._target} for criteria {model.criteria} with gates "
+                f"{model.gates}. Pass thresholds=, or watch once fit_gates has been called."
+            )
+        self._look_once()
         self._costs = _costs(model)
+
+    def _look_once(self) -> None:
+        """Refuses targets out of range and data without labels before an epoch."""
+        if self._target:
+            Target.of(len(self.model.criteria), **self._target)
+        first = batches_of(self.model, self._data, self._y, self._batch_size, 0, 1)
+        self._labelled(next(first)[1])
+
+    def _labelled(self, labels: np.ndarray | None) -> np.ndarray:
+        if labels is None:
+            raise ValueError(
+                "ExitMonitor compares answers with labels. Received: "
+                f"{type(self._data).__name__} without labels. Pass a dataset of (x, label) "
+                "batches, or y= beside an array."
+            )
+        return labels
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if logs is None:
@@ -126,12 +151,7 @@ class ExitMonitor(keras.callbacks.Callback):
         logits, labels = all_logits(
             self.model, self._data, self._y, batch_size=self._batch_size, verbose=0
         )
-        if labels is None:
-            raise ValueError(
-                "ExitMonitor compares answers with labels. Received: "
-                f"{type(self._data).__name__} without labels. Pass a dataset of (x, label) "
-                "batches, or y= beside an array."
-            )
+        labels = self._labelled(labels)
         found = outcome(self.model, logits, labels, self._chosen(logits, labels))
         for key, value in self._rows(found).items():
             logs[f"{self._prefix}{key}"] = value

@@ -8,10 +8,11 @@ data have moved, and thresholds that were chosen on the old data keep no promise
 from __future__ import annotations
 
 import math
+import operator
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from keras_branchy.report import CalibrationReport
@@ -47,7 +48,7 @@ class DriftStatus:
         moves = [b - a for a, b in zip(self.expected, self.observed, strict=True)]
         index = max(range(len(moves)), key=lambda k: abs(moves[k]))
         fact = (
-            f"exit {index} took {self.observed[index]:.1%} of {self.where}, and "
+            f"exit {index + 1} took {self.observed[index]:.1%} of {self.where}, and "
             f"{self.expected[index]:.1%} at calibration"
         )
         if self.drifted:
@@ -134,7 +135,18 @@ class ExitDrift:
         false_alarm_rate: float = 0.01,
         window: int = 2000,
     ) -> ExitDrift:
-        """Starts from what `BranchyModel.calibrate` returned."""
+        """Starts from what `BranchyModel.calibrate` returned.
+
+        Raises:
+            ValueError: If the model had `patience`, whose exits the report does not count.
+        """
+        if report.patience is not None:
+            raise ValueError(
+                "The report counts who leaves by thresholds only. Received: that of a "
+                f"model with patience={report.patience}. Count its exits on held-out "
+                "samples: exits = model.predict_early(valid).exits, then ExitDrift("
+                "np.bincount(exits, minlength=len(model.exit_names)))."
+            )
         counts = [round(share * report.samples) for share in report.shares]
         return cls(counts, false_alarm_rate=false_alarm_rate, window=window)
 
@@ -155,9 +167,10 @@ class ExitDrift:
             The status after them.
 
         Raises:
+            TypeError: If `exits` are no indices.
             ValueError: If an index names no exit.
         """
-        taken = [int(index) for index in exits]
+        taken = _check_exits(exits)
         unknown = sorted({k for k in taken if not 0 <= k < len(self.calibration)})
         if unknown:
             raise ValueError(
@@ -202,6 +215,16 @@ class ExitDrift:
         both = [a + b for a, b in zip(self.calibration, seen, strict=True)]
         apart = _log_mixture(seen) + _log_mixture(self.calibration)
         return max(0.0, apart - _log_mixture(both))
+
+
+def _check_exits(exits: Any) -> list[int]:
+    try:
+        return [operator.index(index) for index in exits]
+    except TypeError as error:
+        raise TypeError(
+            "Exits are a sequence of indices, integers from 0. Received: "
+            f"{type(exits).__name__}. Pass `predict_early(…).exits`."
+        ) from error
 
 
 def _log_mixture(counts: Sequence[int]) -> float:

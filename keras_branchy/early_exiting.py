@@ -60,6 +60,8 @@ class EarlyExiting(ExitScores):
         if patience != self._settings.patience:
             self._settings.patience = patience
             self._settings.early_exit = None
+            # They were chosen for others to stay.
+            self._settings.thresholds = None
 
     def stages(self) -> tuple[Stage, ...]:
         """The model cut at its exits, one `Stage` per exit, built once.

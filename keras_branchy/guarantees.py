@@ -134,8 +134,13 @@ def _split(
     least = max(test.samples_needed(limit) for limit in limits)
     enough = least + FEWEST_FOR_A_PATH
     if samples < enough:
-        known = math.isfinite(enough)
-        needs = f"at least {enough:,} samples" if known else "more than any number"
+        if not math.isfinite(enough):
+            raise ValueError(
+                f"{target.name}={target.value} with a confidence cannot be shown by any "
+                "number of samples: however many keep it, the next may not. Received: "
+                f"confidence={test.confidence}. Allow a little, such as 0.001."
+            )
+        needs = f"at least {enough:,} samples"
         raise ValueError(
             f"{target.name}={target.value} at confidence={test.confidence} needs {needs}: "
             f"{FEWEST_FOR_A_PATH} to choose candidates on, and others to test them on. "

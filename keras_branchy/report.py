@@ -55,6 +55,7 @@ class CalibrationReport:
         guarantee: What holds for samples to come, where a confidence was asked for.
         trunk_cost: The mean cost as published figures count it, heads left out, as a
             share of the whole trunk's; None where it is not known.
+        patience: Of the model; who leaves because exits agree is not counted here.
         class_drops: [C] accuracy that each class loses against the last exit, None for a
             class without samples; None where labels are not known.
     """
@@ -72,6 +73,7 @@ class CalibrationReport:
     guarantee: Guarantee | None = None
     trunk_cost: float | None = None
     class_drops: list[float | None] | None = None
+    patience: int | None = None
 
     @property
     def thresholds(self) -> list[float | None]:
@@ -180,11 +182,17 @@ class CalibrationReport:
             lines.append(self._promise(self.guarantee))
         return lines
 
-    @staticmethod
-    def _promise(guarantee: Guarantee) -> str:
+    def _promise(self, guarantee: Guarantee) -> str:
+        # What is tested: samples that are lost or have not left, or cost between the
+        # first exit's and the last's.
+        what = {
+            "max_cost": " of the way from the first exit's cost to the last's",
+            "exit_shares": " have not left",
+        }
+        unit = next((what[name] for name in what if name in self.target), "")
         pairs = zip(guarantee.risks, guarantee.limits, strict=True)
         seen = ", ".join(
-            f"{_percent(risk)} where {_percent(limit)} is the limit"
+            f"{_percent(risk)}{unit} where {_percent(limit)} is the limit"
             for risk, limit in pairs
         )
         return (

@@ -62,8 +62,8 @@ class RiskTest:
 
     def __post_init__(self) -> None:
         given = self.confidence
-        if isinstance(given, bool) or not isinstance(given, (int, float)):
-            fits = given == "mean"
+        if isinstance(given, bool) or not isinstance(given, (int, float, np.number)):
+            fits = isinstance(given, str) and given == "mean"
         else:
             fits = 0 < given < 1
         if not fits:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -264,7 +265,7 @@ def calibrate(
         **targets,
     )
     model.thresholds = report.thresholds
-    return report
+    return replace(report, patience=model.patience)
 
 
 def _exit_costs(

@@ -8,8 +8,8 @@ after. Nothing is iterated, and no sample is kept.
 
 What is not noticed: an array that `fit` had as a dataset, and the reverse; values changed
 before they are handed over; a dataset built a second time; training before the model was
-saved and loaded. Where more than 1 % of the training samples are copies of others, arrays
-say nothing, since held-out samples would be copies, too.
+saved and loaded, or of the backbone alone. Where more than 1 % of the training samples are
+copies of others, arrays say nothing, since held-out samples would be copies, too.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def _floor(value: float) -> int:
 def _fraction(name: str, value: Any) -> float:
     if not (isinstance(value, (int, float, np.number)) and 0.0 <= value <= 1.0):
         raise ValueError(
-            f"`{name}` is a fraction between 0 and 1. Received: {value}. One point of "
+            f"`{name}` is a fraction between 0 and 1. Received: {value!r}. One point of "
             "accuracy is 0.01."
         )
     return float(value)
@@ -101,18 +101,21 @@ def _positive(value: Any) -> float:
     if not (isinstance(value, (int, float, np.number)) and 0.0 < value < math.inf):
         raise ValueError(
             "`max_cost` is the mean cost of a sample, more than 0, in the unit of the "
-            f"costs: MACs by default. Received: {value}."
+            f"costs: MACs by default. Received: {value!r}."
         )
     return float(value)
 
 
 def _shares(value: Sequence[float], exits: int) -> list[float]:
-    shares = np.asarray(value, np.float64)
+    try:
+        shares = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        shares = np.array(np.nan)
     fit = shares.shape == (exits,) and (shares >= 0).all() and shares.sum() <= 1 + 1e-9
     if not fit:
         raise ValueError(
             "`exit_shares` holds the share of all samples that leaves at each exit but "
             f"the last: {exits} numbers of at least 0 with a sum of at most 1. Received: "
-            f"{list(value)}."
+            f"{value!r}."
         )
     return shares.tolist()

@@ -218,11 +218,32 @@ def test_costs_that_cannot_be_counted_are_left_out():
             ValueError,
             "compares answers with labels. Received: ndarray without labels",
         ),
+        (
+            lambda: fit(model_with_exits(), ExitMonitor(X, Y, max_accuracy_drop=5)),
+            ValueError,
+            "`max_accuracy_drop` is a fraction between 0 and 1. Received: 5",
+        ),
+        (
+            lambda: fit(model_with_exits(), ExitMonitor((X, Y), exit_shares=[0.5, 0.2])),
+            ValueError,
+            "Received: 2 arrays for a batch.*and labels apart, as y=",
+        ),
     ],
 )
 def test_what_cannot_be_monitored_is_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_gates_that_are_not_fitted_are_refused_before_an_epoch():
+    exits = {"early": ExitBranch(3, criterion="learned")}
+    model = BranchyModel(backbone(), exits)
+    model.compile("adam", "sparse_categorical_crossentropy")
+    before = [weight.numpy() for weight in model.weights]
+    with pytest.raises(ValueError, match=r"gates are not fitted. Received: .*'learned'"):
+        fit(model, ExitMonitor(X, Y, max_accuracy_drop=0.02))
+    for old, weight in zip(before, model.weights, strict=True):
+        np.testing.assert_array_equal(old, weight)
 
 
 def test_another_model_is_refused():

@@ -4,6 +4,7 @@
 import math
 from fractions import Fraction
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -116,7 +117,7 @@ def test_an_alarm_stays():
     alarmed = drift.update([1] * 200)
     assert alarmed.drifted and "Recalibrate" in str(alarmed)
     assert drift.update([0] * 5000) == alarmed == drift.status
-    assert "exit 0 took 0.0% of all samples, and 90.0% at calibration" in str(alarmed)
+    assert "exit 1 took 0.0% of all samples, and 90.0% at calibration" in str(alarmed)
 
 
 def test_the_status_of_a_calm_model(rng):
@@ -162,3 +163,15 @@ def test_drift_needs_the_standard_library_only():
 def test_what_cannot_be_watched_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("exits", [1, [0.5], np.zeros((3, 1), int), None])
+def test_what_are_no_exits(exits):
+    with pytest.raises(TypeError, match=r"a sequence of indices.*Pass `predict_early"):
+        ExitDrift([9, 1]).update(exits)
+
+
+def test_a_report_that_does_not_count_agreement_is_refused():
+    report = SimpleNamespace(samples=100, shares=[0.9, 0.1], patience=2)
+    with pytest.raises(ValueError, match=r"a model with patience=2. Count its exits on"):
+        ExitDrift.from_report(report)

@@ -104,12 +104,9 @@ def test_patience_counts_successive_equal_labels(given):
     x = rows(
         (zero, zero, one), (zero, one, one), (broken, broken, one), (broken, zero, one)
     )
-    given.thresholds = [None, None]
-    assert given.predict_early(x, verbose=0).exits.tolist() == [2, 2, 2, 2]
-    given.patience = 2
-    assert given.predict_early(x, verbose=0).exits.tolist() == [1, 2, 2, 2]
-    given.patience = 3
-    assert given.predict_early(x, verbose=0).exits.tolist() == [2, 2, 2, 2]
+    for patience, exits in ((None, [2, 2, 2, 2]), (2, [1, 2, 2, 2]), (3, [2, 2, 2, 2])):
+        given.patience, given.thresholds = patience, [None, None]
+        assert given.predict_early(x, verbose=0).exits.tolist() == exits
 
 
 def test_without_thresholds_the_error_names_calibrate(given):

@@ -166,8 +166,8 @@ def test_the_path_leads_from_safe_to_bold():
             r"max_accuracy_drop=0.01 at confidence=0.99 needs at least 479 samples: 20 to "
             r"choose candidates on.*Received: 400 samples. Give more",
         ),
-        ({"max_accuracy_drop": 0.0}, 0.9, r"needs more than any number"),
-        ({"exit_shares": [1.0, 0.0]}, 0.9, r"needs more than any number"),
+        ({"max_accuracy_drop": 0.0}, 0.9, r"cannot be shown by any number of samples"),
+        ({"exit_shares": [1.0, 0.0]}, 0.9, r"cannot be shown by any number of samples"),
         ({"max_disagreement": 0.001}, "mean", r"needs at least 1,019 samples"),
         (
             {"min_accuracy": 0.97},

@@ -47,7 +47,8 @@ for name, backbone, taps, samples in (
         p = np.exp(values - values.max(-1, keepdims=True))
         p /= p.sum(-1, keepdims=True)
         np.testing.assert_allclose(p, output, rtol=1e-5, atol=1e-6)
-    report = model.calibrate(x, y, max_accuracy_drop=0.05, verbose=0)
+    held_out = samples(96, rng), rng.integers(0, 4, 96)
+    report = model.calibrate(*held_out, max_accuracy_drop=0.05, verbose=0)
     assert report.accuracy >= report.last_accuracy - 0.05
     assert cost.stage_costs(model)[-1].macs_to_leave > 0
     try:

@@ -455,6 +455,10 @@ def test_costs_without_a_line_or_of_nothing():
             "at least 0. Received: -2 among",
         ),
         (
+            lambda: plots.reliability([[1.0]] * 2, [[1]] * 2, axes=plt.gca()),
+            "one Axes per exit: 2. Received: 1",
+        ),
+        (
             lambda: plots.reliability([[1.0]], [[1]], axes=[]),
             "one Axes per exit: 1. Received: 0",
         ),

@@ -134,3 +134,7 @@ def test_a_mean_passes_where_its_p_value_is_small_enough():
     assert 0.01 < value < 0.2
     assert RiskTest(1 - value - 1e-6)(losses, 0.3).passes
     assert not RiskTest(1 - value + 1e-6)(losses, 0.3).passes
+
+
+def test_a_confidence_may_be_a_number_of_numpy():
+    assert RiskTest(np.float64(0.95)).samples_needed(0.01) == 299

@@ -184,6 +184,7 @@ def test_leaving_by_agreement_is_not_counted_and_that_is_said(model, rng):
     with pytest.warns(UserWarning, match="2 successive exits agree: more samples leave"):
         report = model.calibrate(x, y, exit_shares=[0.2, 0.2], verbose=0)
     answer = model.predict_early(x, verbose=0)
+    assert report.patience == 2
     leave = (answer.exits < 2).mean()
     assert leave > sum(report.shares[:2]) + 0.05  # as the warning says
     model.thresholds = None
@@ -191,4 +192,7 @@ def test_leaving_by_agreement_is_not_counted_and_that_is_said(model, rng):
         model.calibrate(x, y, max_disagreement=0.3, confidence=0.9, verbose=0)
     assert model.thresholds is None
     model.patience = None
-    model.calibrate(x, y, exit_shares=[0.2, 0.2], verbose=0)  # without a warning
+    report = model.calibrate(x, y, exit_shares=[0.2, 0.2], verbose=0)  # without a warning
+    assert report.patience is None and model.thresholds is not None
+    model.patience = 2
+    assert model.thresholds is None

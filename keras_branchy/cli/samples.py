@@ -206,8 +206,8 @@ def _warn(samples: Samples, model: BranchyModel) -> None:
     broken = int((~np.isfinite(x)).reshape(len(x), -1).any(1).sum())
     if broken:
         warnings.warn(
-            f"{broken:,} of the first {len(x):,} samples hold NaN or infinite values. They "
-            "seldom leave early, and their labels mean nothing.",
+            f"{broken:,} of the first {len(x):,} samples hold NaN or infinite values. "
+            "Their answers mean nothing.",
             stacklevel=2,
         )
     elif np.abs(x).max(initial=0) > BYTES and not rescales(model):

@@ -28,8 +28,8 @@ def in_float32(model: BranchyModel) -> BranchyModel:
     config.pop("compile_config", None)
     copy = keras.saving.deserialize_keras_object(config)
     copy.set_weights([weight.astype("float32") for weight in model.get_weights()])
-    copy.thresholds = model.thresholds
     copy.patience = model.patience
+    copy.thresholds = model.thresholds
     return copy
 
 

@@ -65,7 +65,7 @@ def panels(
         for unused in axes[count:]:
             unused.remove()
     else:
-        axes = list(getattr(axes, "flat", axes))
+        axes = list(getattr(axes, "flat", axes if isinstance(axes, Sequence) else [axes]))
         if len(axes) != count:
             raise ValueError(
                 f"`axes` holds one Axes per exit: {count}. Received: {len(axes)}. Leave "
