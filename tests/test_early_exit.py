@@ -104,9 +104,9 @@ def test_patience_counts_successive_equal_labels(given):
     x = rows(
         (zero, zero, one), (zero, one, one), (broken, broken, one), (broken, zero, one)
     )
-    for patience, exits in ((None, [2, 2, 2, 2]), (2, [1, 2, 2, 2]), (3, [2, 2, 2, 2])):
+    for patience, expected in ((None, [2, 2, 2, 2]), (2, [1, 2, 2, 2]), (3, [2, 2, 2, 2])):
         given.patience, given.thresholds = patience, [None, None]
-        assert given.predict_early(x, verbose=0).exits.tolist() == exits
+        assert given.predict_early(x, verbose=0).exits.tolist() == expected
 
 
 def test_without_thresholds_the_error_names_calibrate(given):
