@@ -33,11 +33,14 @@ def made_with(document):
         if (RESULTS / figure).exists()
         else ""
     )
+    seeds = (
+        f"Seed {seeds}"
+        if len(document["seeds"]) == 1
+        else (f"Seeds {seeds}; mean ± standard deviation over them")
+    )
     return (
-        f"{picture}\nSchedule {schedules}. Data {data}. Seeds {seeds}; mean ± standard "
-        f"deviation over them. {made['cores']} cores of {made['processor']}, "
-        f"{made['date'][:10]}; {versions}. "
-        f"`python benchmarks/reproduce.py {document['target']}`\n"
+        f"{picture}\nSchedule {schedules}. Data {data}. {seeds}. {made['cores']} cores of "
+        f"{made['processor']}, {made['date'][:10]}; {versions}. `{made['command']}`\n"
     )
 
 
