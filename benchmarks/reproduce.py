@@ -3,7 +3,7 @@
 
     python benchmarks/reproduce.py lenet
     python benchmarks/reproduce.py alexnet --seeds 0 --minutes 10
-    python benchmarks/reproduce.py --list
+    python benchmarks/reproduce.py --help       names the targets
 
 A target trains what it needs, chooses thresholds on validation images, measures on the test
 images, and writes JSON, CSV and figures. A call that was stopped, or that ran out of
@@ -25,6 +25,8 @@ RESULTS = ROOT / "benchmarks" / "results" / "reproduce"
 sys.path[0] = str(ROOT)
 sys.path.append(str(ROOT / "examples"))
 
+from benchmarks.reproduction.targets import TARGETS, target  # noqa: E402
+
 UNFINISHED = 75  # the exit code that says: call again
 
 
@@ -32,19 +34,14 @@ def main():
     args = parse_args()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from benchmarks.reproduction.run import Run
-    from benchmarks.reproduction.targets import TARGETS
     from benchmarks.reproduction.training import OutOfTime, Trainer
 
-    if args.list:
-        for name, target in TARGETS.items():
-            print(f"{name:18} {(target.__doc__ or '').splitlines()[0]}")
-        return
     until = time.monotonic() + 60 * args.minutes
     run = Run(
         Trainer(args.store, until), args.schedule, args.seeds, args.times, args.made_up
     )
     try:
-        found = TARGETS[args.target](run)
+        found = target(args.target)(run)
     except OutOfTime:
         print(f"{args.minutes:g} minutes are over. Call it again to go on.")
         sys.exit(UNFINISHED)
@@ -71,8 +68,9 @@ def finish(args, found):
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("target", nargs="?", help="see --list")
-    parser.add_argument("--list", action="store_true", help="say what there is")
+    parser.add_argument(
+        "target", choices=TARGETS, help=", ".join(TARGETS), metavar="TARGET"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     schedules = parser.add_mutually_exclusive_group()
     for name, text in (
@@ -92,22 +90,9 @@ def parse_args():
     return checked(parser, args)
 
 
-TARGETS = (
-    *("lenet", "alexnet", "resnet", "chainer-table", "chainer-branch1", "chainer-layers"),
-    *("training-modes", "exit-placement", "dgate-resnet101", "dgate-densenet201"),
-    *("cdl", "stochastic-depth"),
-)
-
-
 def checked(parser, args):
     """Before anything slow is imported."""
-    if not args.list and args.target not in TARGETS:
-        parser.error(
-            f"there is no target {args.target!r}; one of: {', '.join(TARGETS)}"
-            if args.target
-            else f"name a target; one of: {', '.join(TARGETS)}"
-        )
-    if args.json is None and not args.list and (args.made_up or args.schedule == "quick"):
+    if args.json is None and (args.made_up or args.schedule == "quick"):
         parser.error("a rehearsal needs --json, or would take the results' place")
     if args.json is not None and args.json.suffix != ".json":
         parser.error(f"--json names a file that ends in .json, not {args.json}")

@@ -105,9 +105,10 @@ def times(plain, model, images, quick=False):
 
 
 def compare(plain, model, images, size, rounds):
+    spec = tf.TensorSpec([size, *images.shape[1:]])
     contestants = {
-        "plain": concrete_plain(plain, size),
-        "staged": concrete_staged(model, size),
+        "plain": concrete_plain(plain, spec),
+        "staged": concrete_staged(model, spec),
     }
     starts = [i * size % (len(images) - size + 1) for i in range(rounds)]
     validate(contestants, model, plain, images[: 4 * size], size)
@@ -125,17 +126,17 @@ def compare(plain, model, images, size, rounds):
     return result
 
 
-def concrete_plain(plain, size):
-    """A traced function from images to labels, for one batch size."""
+def concrete_plain(plain, spec):
+    """A traced function from images to labels, for one shape of batches."""
     run = tf.function(lambda x: tf.argmax(plain(x, training=False), -1))
-    concrete = run.get_concrete_function(tf.TensorSpec([size, 28, 28, 1]))
+    concrete = run.get_concrete_function(spec)
     return lambda batch: concrete(tf.constant(batch)).numpy()
 
 
-def concrete_staged(model, size):
+def concrete_staged(model, spec):
     thresholds = tf.constant(gate_thresholds(model.thresholds, model.criteria))
     run = tf.function(lambda x: model.early_exit(x, thresholds)["labels"])
-    concrete = run.get_concrete_function(tf.TensorSpec([size, 28, 28, 1]))
+    concrete = run.get_concrete_function(spec)
     return lambda batch: concrete(tf.constant(batch)).numpy()
 
 

@@ -15,7 +15,7 @@ from keras_branchy import cost
 from keras_branchy.batches import batches_of
 from keras_branchy.branchy_model import BranchyModel
 from keras_branchy.calibration import calibrate
-from keras_branchy.criteria import gate_scores
+from keras_branchy.export.decisions import score_all
 from keras_branchy.outcome import Outcome, expected_cost, outcome
 from keras_branchy.scoring import all_logits
 from keras_branchy.targets import Target
@@ -162,15 +162,10 @@ class ExitMonitor(keras.callbacks.Callback):
         model = self.model
         if not self._target:
             return model.thresholds if self._thresholds is None else self._thresholds
-        rows = [
-            gate_scores(values, criterion, gate)
-            for values, criterion, gate in zip(
-                logits, [*model.criteria, "entropy"], [*model.gates, None], strict=True
-            )
-        ]
+        scores, answers = score_all(np.stack(logits), model.criteria, model.gates)
         report = calibrate(
-            [score.astype(np.float32) for score, _ in rows[:-1]],
-            np.stack([label for _, label in rows]) == labels,
+            list(scores[:-1]),
+            answers == labels,
             self._paid(),
             model.criteria,
             model.num_classes,

@@ -37,20 +37,22 @@ class SeenData:
     """Remembers data that a model was trained on."""
 
     def __init__(self) -> None:
-        self._keys: list[np.ndarray] = []  # sorted, of each array
+        self._keys = np.zeros(0, np.uint64)  # sorted, of all arrays
         self._objects: list[weakref.ref] = []
 
     def add(self, data: Any, validation_split: float | None = None) -> None:
         """Remembers what `fit` is given as x; the share that it holds out is left out."""
         keys = _keys(data)
         if keys is None:
-            self._objects += [ref for part in _all_of(data) if (ref := _reference(part))]
+            known = {id(ref()) for ref in self._objects}
+            new = (part for part in _all_of(data) if id(part) not in known)
+            self._objects += [ref for part in new if (ref := _reference(part))]
             return
         used = keys[: int(len(keys) * (1 - (validation_split or 0.0)))]
         distinct = np.unique(used)
         copies = len(used) - len(distinct)
         if len(used) and copies <= COPIES * len(used):
-            self._keys.append(distinct)
+            self._keys = np.union1d(self._keys, distinct)
 
     def share(self, data: Any) -> float:
         """The share of samples in `data` that was seen, as far as can be told."""
@@ -58,9 +60,7 @@ class SeenData:
         if keys is None:
             known = [ref() for ref in self._objects]
             return float(any(part is seen for part in _parts(data) for seen in known))
-        if not (self._keys and len(keys)):
-            return 0.0
-        return float(np.isin(keys, np.concatenate(self._keys)).mean())
+        return float(np.isin(keys, self._keys).mean()) if len(keys) else 0.0
 
 
 def _keys(data: Any) -> np.ndarray | None:

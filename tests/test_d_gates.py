@@ -204,9 +204,9 @@ def test_conditional_deep_learning_is_linear_on_the_first_two_poolings(rng):
 
 @pytest.mark.parametrize("blocks", [(3, 4, 23), (1, 0, 1, 1), ()])
 def test_other_numbers_of_blocks_are_refused(blocks):
-    with pytest.raises(ValueError, match=r"how many blocks each of four groups.*Received"):
+    with pytest.raises(ValueError, match=r"how many each of four groups.*is ResNet-101"):
         networks.d_gate_resnet(blocks=blocks)
-    with pytest.raises(ValueError, match=r"how many layers each of four dense.*Received"):
+    with pytest.raises(ValueError, match=r"how many each of four groups.*is DenseNet-201"):
         networks.d_gate_densenet(blocks=blocks)
 
 

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from keras_branchy import BranchyModel, ExitBranch
-from keras_branchy.seen_data import SeenData
+from keras_branchy.seen_data import SeenData, _all_of
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(400, 6)).astype(np.float32), RNG.integers(0, 3, 400)
@@ -146,3 +146,15 @@ def test_calibrate_warns_of_the_dataset_of_fit():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         made.calibrate(valid, exit_shares=[0.5], verbose=0)
+
+
+def test_training_again_takes_no_more_memory(rng):
+    seen, x = SeenData(), rng.random((500, 7))
+    data = tf.data.Dataset.from_tensor_slices(x).batch(10)
+    for _ in range(20):
+        seen.add(x)
+        seen.add(data)
+    assert len(seen._keys) == 500 and len(seen._objects) == len(list(_all_of(data)))
+    assert seen.share(x[:9]) == seen.share(data) == 1.0
+    seen.add(x + 1)
+    assert len(seen._keys) == 1000 and seen.share(x + 1) == 1.0

@@ -69,11 +69,8 @@ class Run:
         split = self.data(recipe.data)
         answers = measurement.Answers(model, split.test)
         alone = measurement.plain_accuracy(plain, split.test)
-        chosen = measurement.choices(
-            model, split.valid, thresholds=figures.thresholds, shares=figures.shares
-        )
         rows = []
-        for how, thresholds in chosen.items():
+        for how, thresholds in measurement.choices(model, split.valid, figures).items():
             found = answers.at(thresholds)
             rows.append(
                 {
@@ -82,7 +79,6 @@ class Run:
                     "plain_accuracy": alone,
                     **found,
                     "exit_accuracies": answers.accuracies(),
-                    "macs": measurement.macs(model, found["shares"]),
                     "times": self.times(plain, model, thresholds, split, found),
                 }
             )
@@ -99,4 +95,4 @@ class Run:
         """Accuracy and cost over thresholds, on test images, for the figures."""
         model = self.branchy(recipe, seed)
         answers = measurement.Answers(model, self.data(recipe.data).test)
-        return measurement.sweep(model, answers)
+        return measurement.sweep(answers)

@@ -8,77 +8,29 @@ the segments of the trunk alone, weighted by the share of the images that needs 
 
 import time
 
+import evidence
 import keras
 import numpy as np
 import tensorflow as tf
-
-from keras_branchy.thresholds import gate_thresholds
 
 SIZES = {1: 600, 512: 30}  # batch size: rounds
 
 
 def times(plain, model, thresholds, images, shares):
     """Milliseconds an image and gains, by batch size and counting."""
+    model.thresholds = thresholds
     taken = {
-        f"batch_{size}": everything(plain, model, thresholds, images, size, rounds)
+        f"batch_{size}": everything(plain, model, images, size, rounds)
         for size, rounds in SIZES.items()
         if size <= len(images)
     }
     return {**taken, "batch_1_trunk_only": trunk_only(model, images, shares)}
 
 
-def everything(plain, model, thresholds, images, size, rounds):
-    shape = tf.TensorSpec([size, *images.shape[1:]])
-    bounds = tf.constant(gate_thresholds(thresholds, model.criteria))
-    contestants = {
-        "plain": tf.function(lambda x: tf.argmax(plain(x, training=False), -1)),
-        "branchy": tf.function(lambda x: model.early_exit(x, bounds)["labels"]),
-    }
-    runs = {name: run.get_concrete_function(shape) for name, run in contestants.items()}
-    check(plain, model, thresholds, images[: 2 * size], runs, size)
-    taken = {name: [] for name in runs}
-    for turn in range(rounds):
-        start = turn * size % (len(images) - size + 1)
-        batch = images[start : start + size]
-        for name, run in runs.items():
-            begin = time.perf_counter()
-            run(tf.constant(batch)).numpy()
-            taken[name].append((time.perf_counter() - begin) * 1e3 / size)
-    return compared(taken["plain"], taken["branchy"])
-
-
-def check(plain, model, thresholds, images, runs, size):
-    """What is timed must give the answers that the models give; it also warms up."""
-    before, model.thresholds = model.thresholds, thresholds
-    expected = {
-        "plain": np.argmax(plain(images[:size], training=False), -1),
-        "branchy": model.predict_early(images[:size], batch_size=size, verbose=0).labels,
-    }
-    model.thresholds = before
-    for name, run in runs.items():
-        given = run(tf.constant(images[:size])).numpy()
-        if not np.array_equal(given, expected[name]):
-            raise RuntimeError(f"The timed function of the {name} network is wrong.")
-
-
-def compared(plain, branchy):
-    """Means, since images that leave and images that stay are both part of the time."""
-    return {
-        "plain": spread(plain),
-        "branchy": spread(branchy),
-        "gain": float(np.mean(plain) / np.mean(branchy)),
-        "gain_of_medians": float(np.median(plain) / np.median(branchy)),
-    }
-
-
-def spread(values):
-    low, median, high = np.percentile(values, (25, 50, 75))
-    return {
-        "median_ms": float(median),
-        "quartiles_ms": [float(low), float(high)],
-        "mean_ms": float(np.mean(values)),
-        "measurements": len(values),
-    }
+def everything(plain, model, images, size, rounds):
+    """The gain is of means: images that leave and that stay are both part of the time."""
+    found = evidence.compare(plain, model, images, size, rounds)
+    return {**found, "gain": found["times_as_fast"]["mean"]}
 
 
 def trunk_only(model, images, shares, rounds=300):

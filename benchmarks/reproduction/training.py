@@ -153,12 +153,6 @@ class EpochLine(keras.callbacks.Callback):
         )
 
 
-def seconds_of(folder):
-    """What a training took, summed over its epochs, from its file."""
-    lines = (Path(folder) / "epochs.jsonl").read_text("utf-8").splitlines()
-    return round(sum(json.loads(line)["seconds"] for line in lines), 1)
-
-
 def in_float32(model, build):
     """The same weights in a network that computes in float32."""
     with policy("float32"):
@@ -181,6 +175,12 @@ def copy_weights(source):
             model.get_layer(layer.name).set_weights(layer.get_weights())
 
     return start
+
+
+def freeze_all_but(model, names):
+    """Before `compile`: only the layers of these names train."""
+    for layer in model.layers:
+        layer.trainable = layer.name in names
 
 
 @contextlib.contextmanager

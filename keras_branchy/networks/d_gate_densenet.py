@@ -9,15 +9,18 @@ from typing import Any
 import keras
 from keras.layers import (
     AveragePooling2D,
-    BatchNormalization,
     Concatenate,
-    Conv2D,
     Dense,
     GlobalAveragePooling2D,
     ReLU,
 )
 
-from keras_branchy.networks.d_gates import check_gates, with_d_gates
+from keras_branchy.networks.d_gates import (
+    batch_norm,
+    check,
+    convolution,
+    with_d_gates,
+)
 
 __all__ = ["d_gate_densenet"]
 
@@ -68,12 +71,7 @@ def d_gate_densenet(
     assert model.criteria == ["max_probability", "max_probability"]
     ```
     """
-    if len(blocks) != 4 or min(blocks) < 1:
-        raise ValueError(
-            "`blocks` must say how many layers each of four dense blocks has, at least 1. "
-            f"Received: blocks={blocks!r}. (6, 12, 48, 32) is DenseNet-201."
-        )
-    check_gates(gates)
+    check(blocks, gates, "(6, 12, 48, 32) is DenseNet-201")
     depth = 2 * sum(blocks) + 5
     if backbone_only:
         return _densenet(num_classes, blocks, growth, name or f"densenet{depth}")
@@ -86,7 +84,7 @@ def _densenet(
     num_classes: int, blocks: Sequence[int], growth: int, name: str | None
 ) -> keras.Model:
     inputs = keras.Input((32, 32, 3), name="image")
-    x = _norm_relu(_conv(inputs, 2 * growth, 3, "stem_conv"), "stem")
+    x = _norm_relu(convolution(inputs, 2 * growth, 3, "stem_conv"), "stem")
     for block, count in enumerate(blocks, 1):
         for layer in range(1, count + 1):
             x = _dense_layer(x, growth, f"block{block}_layer{layer}")
@@ -100,28 +98,16 @@ def _densenet(
 
 def _dense_layer(x: Any, growth: int, name: str) -> Any:
     """[B, H, W, C] -> [B, H, W, C + growth]."""
-    new = _conv(_norm_relu(x, f"{name}_1"), 4 * growth, 1, f"{name}_conv1")
-    new = _conv(_norm_relu(new, f"{name}_2"), growth, 3, f"{name}_conv2")
+    new = convolution(_norm_relu(x, f"{name}_1"), 4 * growth, 1, f"{name}_conv1")
+    new = convolution(_norm_relu(new, f"{name}_2"), growth, 3, f"{name}_conv2")
     return Concatenate(name=name)([x, new])
 
 
 def _transition(x: Any, name: str) -> Any:
     """[B, H, W, C] -> [B, H / 2, W / 2, C / 2]."""
-    x = _conv(_norm_relu(x, name), x.shape[-1] // 2, 1, f"{name}_conv")
+    x = convolution(_norm_relu(x, name), x.shape[-1] // 2, 1, f"{name}_conv")
     return AveragePooling2D(2, name=f"{name}_pool")(x)
 
 
 def _norm_relu(x: Any, name: str) -> Any:
-    x = BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_bn")(x)
-    return ReLU(name=f"{name}_relu")(x)
-
-
-def _conv(x: Any, filters: int, size: int, name: str) -> Any:
-    return Conv2D(
-        filters,
-        size,
-        padding="same",
-        use_bias=False,
-        kernel_initializer="he_normal",
-        name=name,
-    )(x)
+    return ReLU(name=f"{name}_relu")(batch_norm(x, f"{name}_bn"))

@@ -7,16 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-from keras.layers import (
-    Add,
-    BatchNormalization,
-    Conv2D,
-    Dense,
-    GlobalAveragePooling2D,
-    ReLU,
-)
+from keras.layers import Add, Dense, GlobalAveragePooling2D, ReLU
 
-from keras_branchy.networks.d_gates import check_gates, with_d_gates
+from keras_branchy.networks.d_gates import (
+    batch_norm,
+    check,
+    convolution,
+    with_d_gates,
+)
 
 __all__ = ["d_gate_resnet"]
 
@@ -83,12 +81,7 @@ def d_gate_resnet(
     assert model.criteria == ["distance", "distance"]
     ```
     """
-    if len(blocks) != 4 or min(blocks) < 1:
-        raise ValueError(
-            "`blocks` must say how many blocks each of four groups has, at least 1. "
-            f"Received: blocks={blocks!r}. (3, 4, 23, 3) is ResNet-101."
-        )
-    check_gates(gates)
+    check(blocks, gates, "(3, 4, 23, 3) is ResNet-101")
     depth = 3 * sum(blocks) + 2
     if backbone_only:
         return _resnet(num_classes, blocks, width, name or f"resnet{depth}")
@@ -123,13 +116,5 @@ def _bottleneck(x: Any, filters: int, strides: int, name: str) -> Any:
 
 
 def _conv_norm(x: Any, filters: int, size: int, strides: int, name: str) -> Any:
-    x = Conv2D(
-        filters,
-        size,
-        strides,
-        padding="same",
-        use_bias=False,
-        kernel_initializer="he_normal",
-        name=f"{name}_conv",
-    )(x)
-    return BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_bn")(x)
+    x = convolution(x, filters, size, f"{name}_conv", strides)
+    return batch_norm(x, f"{name}_bn")

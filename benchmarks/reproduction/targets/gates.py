@@ -6,7 +6,7 @@ import numpy as np
 from benchmarks.reproduction import measurement
 from benchmarks.reproduction.networks import B_LENET, Recipe
 from benchmarks.reproduction.schedules import schedule
-from benchmarks.reproduction.training import LOSS, copy_weights
+from benchmarks.reproduction.training import LOSS, copy_weights, freeze_all_but
 from keras_branchy import OneVsRestHinge, networks
 
 COSTS = np.linspace(0.3, 1.0, 15)  # of the whole network
@@ -48,37 +48,29 @@ def densenet201(run):
 
 
 def gated(run, recipe, published):
-    rows, curves = [], []
+    split, rows, curves = run.data(recipe.data), [], []
     for seed in run.seeds:
         for kind in ("hinge", "crossentropy"):
             model = with_gates(run, recipe, kind, seed)
-            answers = measurement.Answers(model, run.data(recipe.data).test)
+            answers = measurement.Answers(model, split.test)
             common = {**run.common(recipe, seed), "gates": kind}
             accuracies = {"exit_accuracies": answers.accuracies()}
             for drop in DROPS:
-                found = at(run, recipe, model, answers, max_accuracy_drop=drop)
+                found = answers.chosen_on(split.valid, max_accuracy_drop=drop)
                 rows.append({**common, "allowed_drop": drop, **accuracies, **found})
             curves += [
                 {**common, "allowed_cost": float(share), **found}
                 for share in COSTS
-                if (found := within(run, recipe, model, answers, share))
+                if (found := within(answers, split.valid, share))
             ]
     return {"published": published, "rows": rows, "curves": curves}
 
 
-def at(run, recipe, model, answers, **target):
-    """Thresholds for a target on validation images, judged on the test images."""
-    valid = run.data(recipe.data).valid
-    report = model.calibrate(*valid, **target, batch_size=measurement.BATCH, verbose=0)
-    found = answers.at(report.thresholds)
-    return {**found, "macs": measurement.macs(model, found["shares"])}
-
-
-def within(run, recipe, model, answers, share):
+def within(answers, valid, share):
     """The most accurate thresholds within a share of the whole network's cost, if any."""
-    whole = measurement.macs(model, [0.0] * (len(model.exit_names) - 1) + [1.0])["plain"]
+    whole = answers.stages[-1].trunk_macs_to_leave
     try:
-        return at(run, recipe, model, answers, max_cost=share * whole)
+        return answers.chosen_on(valid, max_cost=share * whole)
     except ValueError:  # no thresholds are that cheap
         return None
 
@@ -113,14 +105,9 @@ def with_gates(run, recipe, kind, seed):
     )
 
 
-def freeze_all_but(model, names):
-    for layer in model.layers:
-        layer.trainable = layer.name in names
-
-
 def conditional_deep_learning(run):
     """Linear classifiers at LeNet's convolutions, trained one after another."""
-    plan, rows = schedule("heads", run.which), []
+    plan, split, rows = schedule("heads", run.which), run.data("mnist"), []
     for seed in run.seeds:
         model = run.plain(B_LENET, seed)
         for name in ("exit_1", "exit_2"):
@@ -132,7 +119,7 @@ def conditional_deep_learning(run):
             model = run.trainer.trained(
                 f"cdl_lenet-{run.which}-{seed}/{name}",
                 networks.cdl_lenet,
-                run.data("mnist"),
+                split,
                 plan.joint,
                 schedule=plan,
                 seed=seed,
@@ -140,11 +127,11 @@ def conditional_deep_learning(run):
                 loss={name: LOSS},
                 metrics={name: ["accuracy"]},
             )
-        answers = measurement.Answers(model, run.data("mnist").test)
+        answers = measurement.Answers(model, split.test)
         common = {**run.common(B_LENET, seed), "network": "cdl_lenet"}
         common["schedule"] += f"; then each exit alone, {plan.describe()}"
         for drop in DROPS:
-            found = at(run, B_LENET, model, answers, max_accuracy_drop=drop)
+            found = answers.chosen_on(split.valid, max_accuracy_drop=drop)
             rows.append(
                 {
                     **common,

@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.reproduction import measurement
 from benchmarks.reproduction.networks import B_ALEXNET, B_LENET
 from benchmarks.reproduction.schedules import schedule
-from benchmarks.reproduction.training import copy_weights
+from benchmarks.reproduction.training import copy_weights, freeze_all_but
 from keras_branchy import BranchyModel, ExitBranch, cost
 
 PLACES = {
@@ -51,8 +51,7 @@ def with_heads(run, recipe, places, seed):
 
     def start(model):
         copy_weights(trained)(model)
-        for layer in model.layers:
-            layer.trainable = layer.name in model.exit_names[:-1]
+        freeze_all_but(model, model.exit_names[:-1])
 
     plan = schedule("heads", run.which)
     return run.trainer.trained(

@@ -7,7 +7,7 @@ import numpy as np
 from benchmarks.reproduction import measurement
 from benchmarks.reproduction.networks import B_ALEXNET, B_LENET, B_RESNET, trunk
 from benchmarks.reproduction.schedules import schedule
-from benchmarks.reproduction.training import LOSS, copy_weights
+from benchmarks.reproduction.training import LOSS, copy_weights, freeze_all_but
 from keras_branchy import BranchyModel, ExitBranch, networks
 
 RECIPE = B_LENET
@@ -15,33 +15,21 @@ GRADIENT_IMAGES = 512
 
 
 def training_modes(run):
-    rows = []
+    split, rows = run.data(RECIPE.data), []
     for seed in run.seeds:
         for way, model in trained(run, seed):
-            answers = measurement.Answers(model, run.data(RECIPE.data).test)
+            answers = measurement.Answers(model, split.test)
             rows.append(
                 {
                     **run.common(RECIPE, seed),
                     "schedule": schedule("ways", run.which).describe(),
                     "way": way,
                     "exit_accuracies": answers.accuracies(),
-                    **leaving(run, model, answers),
+                    **answers.chosen_on(split.valid, max_accuracy_drop=0.0),
                 }
             )
     gradients = [row for seed in run.seeds for row in gradient_norms(run, seed)]
     return {"rows": rows, "gradients": gradients}
-
-
-def leaving(run, model, answers):
-    """What early exit then reaches, thresholds chosen on validation images."""
-    report = model.calibrate(
-        *run.data(RECIPE.data).valid,
-        max_accuracy_drop=0.0,
-        batch_size=measurement.BATCH,
-        verbose=0,
-    )
-    found = answers.at(report.thresholds)
-    return {**found, "macs": measurement.macs(model, found["shares"])}
 
 
 def trained(run, seed):
@@ -76,8 +64,7 @@ def fit(run, part, build, epochs, seed, start=None, frozen=False, **given):
         if start is not None:
             copy_weights(start)(model)
         if frozen:
-            for layer in model.layers:
-                layer.trainable = layer.name == "exit_1"
+            freeze_all_but(model, ["exit_1"])
 
     return run.trainer.trained(
         f"ways-{run.which}-{seed}/{part}",
