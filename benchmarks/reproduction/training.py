@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import keras
+import numpy as np
 
 LOSS = "sparse_categorical_crossentropy"
 
@@ -97,16 +98,51 @@ class Trainer:
             EpochLine(name, folder / "epochs.jsonl", epochs),
             Clock(self.until),
         ]
+        given = {"x": images, "y": labels, "batch_size": schedule.batch_size}
+        if schedule.shift:
+            given = {"x": Moved(images, labels, schedule)}
         model.fit(
-            images,
-            labels,
-            batch_size=schedule.batch_size,
+            **given,
             epochs=epochs,
             validation_data=data.valid,
             validation_batch_size=1000,
             callbacks=watched,
             verbose=0,
         )
+
+
+class Moved(keras.utils.PyDataset):
+    """Batches in random order, each image moved by up to `schedule.shift` pixels.
+
+    What moves in is zero. The order and the moves come from NumPy's global generator.
+    """
+
+    def __init__(self, images, labels, schedule):
+        super().__init__()
+        self.images, self.labels = images, labels
+        self.size, self.most = schedule.batch_size, schedule.shift
+        self.order = np.random.permutation(len(labels))
+
+    def __len__(self):
+        return -(-len(self.labels) // self.size)
+
+    def __getitem__(self, index):
+        some = self.order[index * self.size : (index + 1) * self.size]
+        return self.moved(self.images[some]), self.labels[some]
+
+    def on_epoch_end(self):
+        self.order = np.random.permutation(len(self.labels))
+
+    def moved(self, images):
+        most, (count, rows, columns) = self.most, images.shape[:3]
+        padded = np.pad(images, [(0, 0), (most, most), (most, most), (0, 0)])
+        down, right = np.random.randint(0, 2 * most + 1, (2, count, 1))
+        at = np.arange(count)[:, None, None]
+        return padded[
+            at,
+            (down + np.arange(rows))[:, :, None],
+            (right + np.arange(columns))[:, None, :],
+        ]
 
 
 class OutOfTime(Exception):
