@@ -57,12 +57,13 @@ B_RESNET = Recipe(
     "b_resnet110",
     full=Recipe("b_resnet110", "b_resnet", "resnet", "cifar10-zca", {"depth": 110}),
 )
+# Trained for less time, and for three seeds.
+CHAINER_ALEXNET = Recipe("chainer_b_alexnet", "b_alexnet", "chainer", "cifar10")
 # The Chainer version says 110 and runs a depth of 20.
-CHAINER_ALEXNET = replace(B_ALEXNET, full=None)
 CHAINER_RESNET = Recipe(
     "chainer_b_resnet20",
     "b_resnet",
-    "resnet",
+    "chainer-resnet",
     "cifar10",
     {"depth": 20, "variant": "chainer"},
 )

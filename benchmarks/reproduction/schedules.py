@@ -37,7 +37,8 @@ class Schedule:
         moved = f", images moved by up to {self.shift} pixels" if self.shift else ""
         return (
             f"{self.name}: {self.trunk} + {self.joint} epochs, Adam "
-            f"{self.learning_rate:g}{falls}, batch {self.batch_size}, {self.dtype}{images}{moved}"
+            f"{self.learning_rate:g}{falls}, batch {self.batch_size}, {self.dtype}"
+            f"{images}{moved}"
         )
 
     def to_json(self):
@@ -51,6 +52,8 @@ FULL = {
     "dgate": Schedule("full", 100, 20, 128, cosine=True, dtype="mixed_bfloat16"),
     "ways": Schedule("full", 50, 100, 512),
     "heads": Schedule("full", 50, 100, 512),
+    "chainer": Schedule("full", 50, 100, 512),
+    "chainer-resnet": Schedule("full", 50, 100, 512),
     "layers": Schedule("full", 50, 100, 512),
 }
 # Smaller batches and bfloat16 so that two cores get further in the time.
@@ -59,13 +62,16 @@ DEFAULT = {
     # Moved images stand in for the published 150 epochs.
     "lenet": Schedule("default", 6, 20, 128, 2e-3, cosine=True, shift=2),
     "alexnet": Schedule("default", 6, 12, 128, **_SHORT),
-    "resnet": Schedule("default", 6, 10, 128, **_SHORT),
+    "resnet": Schedule("default", 4, 6, 128, **_SHORT, images=20_000),
     # The trunk, then gates on it as it is.
-    "dgate": Schedule("default", 14, 3, 128, **_SHORT),
+    "dgate": Schedule("default", 10, 3, 128, **_SHORT, images=10_000),
     "ways": Schedule("default", 4, 12, 128, 2e-3, cosine=True, images=10_000),
     # Heads alone, on a trunk that is trained.
     "heads": Schedule("default", 0, 4, 128, 2e-3, cosine=True),
-    "layers": Schedule("default", 6, 4, 128, **_SHORT),
+    "layers": Schedule("default", 5, 3, 128, **_SHORT, images=20_000),
+    # Three seeds of two networks, within the time that others have for one.
+    "chainer": Schedule("default", 5, 7, 128, **_SHORT, images=20_000),
+    "chainer-resnet": Schedule("default", 3, 5, 128, **_SHORT, images=20_000),
 }
 QUICK = {name: Schedule("quick", 1, 1, 32, images=128) for name in DEFAULT}
 

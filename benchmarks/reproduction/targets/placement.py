@@ -8,7 +8,7 @@ differs between places is the place alone.
 import numpy as np
 
 from benchmarks.reproduction import measurement
-from benchmarks.reproduction.networks import B_ALEXNET, B_LENET
+from benchmarks.reproduction.networks import B_LENET, CHAINER_ALEXNET
 from benchmarks.reproduction.schedules import schedule
 from benchmarks.reproduction.training import copy_weights, freeze_all_but
 from keras_branchy import BranchyModel, ExitBranch, cost
@@ -21,7 +21,7 @@ PLACES = {
 
 def exit_placement(run):
     rows = []
-    for recipe in (B_LENET, B_ALEXNET):
+    for recipe in (B_LENET, CHAINER_ALEXNET):
         places = PLACES[recipe.build]
         for seed in run.seeds:
             model = with_heads(run, recipe, places, seed)

@@ -5,7 +5,12 @@ import keras
 import numpy as np
 
 from benchmarks.reproduction import measurement
-from benchmarks.reproduction.networks import B_ALEXNET, B_LENET, B_RESNET, trunk
+from benchmarks.reproduction.networks import (
+    B_LENET,
+    CHAINER_ALEXNET,
+    CHAINER_RESNET,
+    trunk,
+)
 from benchmarks.reproduction.schedules import schedule
 from benchmarks.reproduction.training import LOSS, copy_weights, freeze_all_but
 from keras_branchy import BranchyModel, ExitBranch, networks
@@ -87,7 +92,7 @@ def detached():
 
 def gradient_norms(run, seed):
     """Of each layer's kernel on the way, with exits and without, at the same weights."""
-    for recipe in (B_LENET, B_ALEXNET, B_RESNET):
+    for recipe in (B_LENET, CHAINER_ALEXNET, CHAINER_RESNET):
         images, labels = (part[:GRADIENT_IMAGES] for part in run.data(recipe.data).train)
         keras.utils.set_random_seed(seed)
         fresh = recipe.make()
