@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The networks that are timed: one line each in `NETWORKS`.
+
+Nothing here imports Keras until a network is loaded; the coordinator stays light.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SEED = 0  # of the training that is timed
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network and where it comes from.
+
+    Attributes:
+        name: As in the rows.
+        recipe: Name of its recipe in benchmarks/reproduction/networks.py, if it is trained.
+        part: Which of the recipe's trainings has the exits.
+        target: What trains it: `python benchmarks/reproduce.py TARGET`.
+        build: Function of this module that makes it, if it is not trained.
+        heavy: True where a batch takes seconds: large batches on all threads only.
+        compiled: True to time `torch.compile` too.
+    """
+
+    name: str
+    recipe: str | None = None
+    part: str = "branchy"
+    target: str | None = None
+    build: str | None = None
+    heavy: bool = False
+    compiled: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def trained(self):
+        return self.recipe is not None
+
+
+NETWORKS = {
+    network.name: network
+    for network in (
+        Network("b_lenet", "B_LENET", target="lenet", compiled=True),
+        Network("b_alexnet", "B_ALEXNET", target="alexnet", compiled=True),
+        Network("b_resnet20", "B_RESNET", target="resnet"),
+        Network("b_resnet110", build="resnet110", heavy=True),
+        Network("mobilenet_v2", build="mobilenet_v2", heavy=True),
+    )
+}
+
+
+class NotTrainedError(Exception):
+    """A network that this benchmark loads and never trains is not in the store."""
+
+
+def files(network, store):
+    """The trained plain network and the one with exits, as files.
+
+    Raises:
+        NotTrainedError: If one is missing, with the command that trains them.
+    """
+    folder = Path(store) / f"{base_name(network)}-default-{SEED}"
+    found = [folder / part / "model.keras" for part in ("plain", network.part)]
+    missing = [path for path in found if not path.exists()]
+    if missing:
+        raise NotTrainedError(
+            f"{network.name} is not trained: {' and '.join(map(str, missing))} not found. "
+            "Train it first: python benchmarks/reproduce.py "
+            f"{network.target} --seeds {SEED}"
+        )
+    return found
+
+
+def base_name(network):
+    """The name of the recipe's trainings."""
+    names = {"B_LENET": "b_lenet", "B_ALEXNET": "b_alexnet", "B_RESNET": "b_resnet20"}
+    return names[network.recipe]
+
+
+def load(network, store):
+    """The plain network and the one with exits, in Keras."""
+    import keras
+
+    from keras_branchy import BranchyModel  # noqa: F401 (the files hold it)
+
+    if network.trained:
+        pair = files(network, store)
+        return [keras.models.load_model(path, compile=False) for path in pair]
+    keras.utils.set_random_seed(SEED)
+    model = globals()[network.build]()
+    return plain_of(model), model
+
+
+def plain_of(model):
+    """The backbone of a model with exits: from its inputs to its last exit."""
+    import keras
+
+    return keras.Model(model.inputs, model.output[model.exit_names[-1]], name="plain")
+
+
+def data_name(network):
+    return "mnist" if network.recipe == "B_LENET" else "cifar10"
+
+
+def resnet110():
+    from keras_branchy import networks
+
+    return networks.b_resnet(110)
+
+
+def mobilenet_v2():
+    """MobileNetV2 at 96x96, 1000 classes, with exits at a half and three quarters."""
+    import keras
+
+    from keras_branchy import BranchyModel, ExitBranch
+
+    backbone = keras.applications.MobileNetV2((96, 96, 3), weights=None)
+    head = [keras.layers.GlobalAveragePooling2D]
+    taps = ("block_6_expand_relu", "block_13_expand_relu")
+    exits = {tap: ExitBranch(1000, layers=[layer() for layer in head]) for tap in taps}
+    return BranchyModel(backbone, exits)

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All cells: prepared, measured, kept as they come, and put together."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.speed import cell as cells
+from benchmarks.speed import networks, prepare, rows
+from benchmarks.speed.settings import Answers
+from benchmarks.speed.team import ROOT, Team, Torch
+
+COMPILED_AT = (1, 32, 256)  # batches at which torch.compile is timed
+LARGE = 256  # a batch that takes heavy networks seconds
+
+
+@dataclass
+class Run:
+    """One call of benchmarks/inference.py.
+
+    Attributes:
+        names: Of networks.
+        batches: Their sizes.
+        threads: Numbers of threads.
+        seconds: About how long the turns of a cell may take.
+        store: Where trained networks are.
+        work: Where files, and cells that are done, are kept.
+        torch: A `Torch`.
+    """
+
+    names: list[str]
+    batches: list[int]
+    threads: list[int]
+    seconds: float
+    store: Path
+    work: Path
+    torch: Torch
+
+    def prepare(self):
+        for name in self.names:
+            folder = self.prepared(networks.NETWORKS[name])
+            print(f"{name}: files are in {folder}", flush=True)
+
+    def prepared(self, network):
+        """The network's folder, made in a process of its own if it is not there."""
+        found = prepare.ready(network, self.store, self.work)
+        if found is None:
+            print(f"{network.name}: exporting", flush=True)
+            self.prepare_apart(network.name)
+            found = self.work / network.name
+        return found
+
+    def prepare_apart(self, name):
+        code = (
+            "import sys; sys.path[:0] = sys.argv[4:]; "
+            "from benchmarks.speed.prepare import prepare; prepare(*sys.argv[1:4])"
+        )
+        given = [name, str(self.store), str(self.work), str(ROOT), str(ROOT / "examples")]
+        self.work.mkdir(parents=True, exist_ok=True)
+        path = self.work / f"prepare_{name}.log"
+        with path.open("w", encoding="utf-8") as log:
+            done = subprocess.run(
+                [sys.executable, "-W", "ignore", "-c", code, *given],
+                stdout=log,
+                stderr=log,
+                check=False,
+            )
+        if done.returncode:
+            told = path.read_text("utf-8")[-2000:]
+            sys.exit(f"{name} could not be exported. The end of {path}:\n{told}")
+
+    def measure(self):
+        for name in self.names:
+            network = networks.NETWORKS[name]
+            folder = self.prepared(network)
+            for threads in self.threads:
+                wanted = [
+                    batch
+                    for batch in self.batches
+                    if takes_part(network, batch, threads, max(self.threads))
+                    and not self.path(folder, batch, threads).exists()
+                ]
+                if wanted:
+                    self.measure_network(network, folder, wanted, threads)
+
+    def measure_network(self, network, folder, batches, threads):
+        info = json.loads((folder / "info.json").read_text("utf-8"))
+        answers = answers_of(folder, info)
+        kinds = kinds_of(network, self.torch)
+        limits = len(info["criteria"])
+        with Team(folder, kinds, threads, limits, self.torch, self.work) as team:
+            for batch in batches:
+                taking_part = [kind for kind in kinds if at_batch(kind, batch)]
+                found = cells.Measurement(
+                    team, answers, info, batch, self.seconds, taking_part
+                ).run()
+                made = rows.Rows(network.name, info, found, answers, team.first).all()
+                made += absent(network, self.torch, batch, threads)
+                kept = {"rows": made, "stages": rows.stage_rows(network.name, found)}
+                write(self.path(folder, batch, threads), kept)
+                print(summary(made), flush=True)
+
+    def path(self, folder, batch, threads):
+        """Where a cell is kept; another engine or another network has another place."""
+        key = hashlib.sha256((folder / "info.json").read_bytes())
+        for path in sorted((ROOT / "keras_branchy").rglob("*.py")):
+            key.update(path.read_bytes())
+        key.update(repr((self.seconds, self.torch.absent)).encode())
+        parts = self.work / "parts"
+        return parts / f"{folder.name}-{batch}-{threads}-{key.hexdigest()[:12]}.json"
+
+    def assembled(self):
+        """Everything that is there: rows, stages, and what was measured with what."""
+        document = {"networks": {}, "rows": [], "stages": [], "missing": []}
+        for name in self.names:
+            folder = self.work / name
+            info = json.loads((folder / "info.json").read_text("utf-8"))
+            info.pop("source")
+            document["networks"][name] = info
+            for threads in self.threads:
+                for batch in self.batches:
+                    self.add(document, networks.NETWORKS[name], batch, threads)
+        return document
+
+    def add(self, document, network, batch, threads):
+        path = self.path(self.work / network.name, batch, threads)
+        if path.exists():
+            found = json.loads(path.read_text("utf-8"))
+            document["rows"] += found["rows"]
+            document["stages"] += found["stages"]
+        else:
+            place = {"network": network.name, "batch": batch, "threads": threads}
+            document["missing"].append(place)
+
+
+def takes_part(network, batch, threads, most):
+    """Heavy networks run large batches on all threads only."""
+    return not (network.heavy and batch >= LARGE and threads < most)
+
+
+def kinds_of(network, torch):
+    kinds = ["tensorflow", "litert", "onnxruntime", *cells.OURS, *cells.STAGES]
+    if torch.absent is None:
+        kinds += ["torch", "torch, loop"]
+        kinds += ["torch.compile", "torch.compile, loop"] if network.compiled else []
+    return kinds
+
+
+def at_batch(kind, batch):
+    if kind.startswith("torch.compile"):
+        return batch in COMPILED_AT
+    return kind != "stage_runner, one" or batch == 1
+
+
+def absent(network, torch, batch, threads):
+    """Rows that say why there is no PyTorch."""
+    if torch.absent is None:
+        return []
+    place = {"network": network.name, "batch": batch, "threads": threads}
+    return [
+        {**place, "runtime": "torch", "ours": False, "plain": True, "absent": torch.absent}
+    ]
+
+
+def answers_of(folder, info):
+    labels = folder / "labels.npy"
+    return Answers(
+        np.load(folder / "logits.npy"),
+        np.load(folder / "plain.npy"),
+        info["criteria"],
+        np.load(labels) if labels.exists() else None,
+    )
+
+
+def write(path, document):
+    """As a whole or not at all; one row a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".part")
+    beside.write_text(as_text(document), "utf-8")
+    os.replace(beside, path)
+
+
+def as_text(document):
+    lines = []
+    for key, value in document.items():
+        if isinstance(value, list):
+            rows = ",\n".join(json.dumps(row) for row in value)
+            lines.append(f"{json.dumps(key)}: [\n{rows}\n]")
+        else:
+            lines.append(f"{json.dumps(key)}: {json.dumps(value, indent=1)}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def summary(made):
+    """A line for each runtime, calibrated or at half the images."""
+    shown = []
+    for row in made:
+        if row.get("absent") or row["setting"] not in (None, "calibrated", "0.75"):
+            continue
+        gain = row.get("gain_same_runtime")
+        told = "" if row["plain"] else f"  {row['setting']:>10}  shares {row['shares']}"
+        if gain is not None:
+            told += (
+                f"  gain {gain:.2f} ({row['gain_fastest_plain']:.2f})  efficiency "
+                f"{row.get('efficiency', float('nan')):.2f}"
+            )
+        head = f"{row['network']} batch {row['batch']} threads {row['threads']}"
+        shown.append(
+            f"{head}  {row['runtime']:22} {row['us_per_image']:10.2f} ± "
+            f"{row['spread']:.2f} µs  {row['peak_mib']:.0f} MiB{told}"
+        )
+    return "\n".join(shown)
