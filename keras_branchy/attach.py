@@ -180,8 +180,12 @@ def _check_units(exits: Mapping[str, ExitBranch], num_classes: int) -> None:
 
 
 def _find(tap: Any, graph: Graph) -> Any:
-    """The tensor at an address."""
-    made = graph.calls.get(tap)
+    """The tensor at an address, or the input of that name."""
+    inputs = {
+        producer(tensor).operation.name: [tensor]
+        for tensor in keras.tree.flatten(graph.inputs)
+    }
+    made = graph.calls.get(tap, inputs.get(tap))
     if made is not None and len(made) == 1:
         return made[0]
     if made is not None:
@@ -222,8 +226,9 @@ def _check_order(taps: dict[str, Any], graph: Graph, ending: Ending) -> None:
             )
     inputs = {id(tensor) for tensor in keras.tree.flatten(graph.inputs)}
     known = set(inputs)
+    behind: set[int] = set()
     for tap, tensor in taps.items():
-        if id(tensor) in known:
+        if id(tensor) in behind:
             depth = {
                 name: len(nodes_for([other], set(inputs))) for name, other in taps.items()
             }
@@ -232,7 +237,8 @@ def _check_order(taps: dict[str, Any], graph: Graph, ending: Ending) -> None:
                 f"{list(taps)}, where {tap!r} is computed before an exit that stands "
                 f"ahead of it. Expected: {sorted(taps, key=depth.__getitem__)}."
             )
-        nodes_for([tensor], known)
+        if nodes_for([tensor], known):
+            behind = known  # the inputs among it: only a first exit may read them
 
 
 def _check_batch(taps: dict[str, Any], graph: Graph) -> None:

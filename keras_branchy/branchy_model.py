@@ -37,7 +37,8 @@ class BranchyModel(EarlyExiting):
             [B, classes], which ends in a softmax or in logits.
         exits: `{tap: ExitBranch}` in the order of the graph. A tap is the name of a layer
             of the backbone, `"outer/inner"` inside a nested model, `"layer:1"` for the
-            second call of a layer that is called several times.
+            second call of a layer that is called several times, or the name of an input,
+            for a head that reads what the backbone reads.
         thresholds: One float per exit but the last, `None` to disable an exit, or `None`
             for all until `calibrate` has set them.
         patience: If an integer k ≥ 2, a sample also leaves where k successive exits agree

@@ -215,7 +215,7 @@ MODELS = [
     ),
     Case(
         "two_inputs",
-        lambda: BranchyModel(two_inputs(), exits("conv", "mixed")),
+        lambda: BranchyModel(two_inputs(), exits("image", "conv", "mixed")),
         lambda count, rng: {
             "image": images(count, rng),
             "vector": rng.normal(size=(count, 3)).astype(np.float32),

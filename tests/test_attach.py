@@ -4,7 +4,7 @@
 import keras
 import numpy as np
 import pytest
-from cases import exits, nested, residual, shared
+from cases import exits, nested, residual, shared, two_inputs
 from keras import layers
 
 from keras_branchy import BranchyModel, ExitBranch
@@ -133,6 +133,27 @@ def test_exits_out_of_order():
         ValueError, match=r"order of the graph.*Expected: \['stem', 'join'\]"
     ):
         BranchyModel(residual(), exits("join", "stem"))
+
+
+def test_an_exit_at_an_input_leaves_the_trunk_alone(rng):
+    model = BranchyModel(two_inputs(), exits("image", "conv"))
+    first, second, _ = model.stages()
+    assert (first.input_names, first.output_names) == (["image"], [])
+    assert first.live == ("image", "vector") and second.input_names == ["image"]
+    images = rng.normal(size=(5, 8, 8, 2)).astype(np.float32)
+    given = model.predict_on_batch({"image": images, "vector": np.ones((5, 3))})
+    # The default head: 2x2 windows of 8x8x2, then the logits.
+    pooled = images.reshape(5, 4, 2, 4, 2, 2).max((2, 4)).reshape(5, 32)
+    kernel, bias = model.branches[0].get_weights()
+    scores = np.exp(pooled.astype(np.float64) @ kernel + bias)
+    np.testing.assert_allclose(
+        given["exit_1"], scores / scores.sum(-1, keepdims=True), rtol=1e-5
+    )
+
+
+def test_an_exit_at_an_input_comes_first():
+    with pytest.raises(ValueError, match=r"Expected: \['image', 'conv'\]"):
+        BranchyModel(two_inputs(), exits("conv", "image"))
 
 
 def test_a_layer_with_the_name_of_an_exit():

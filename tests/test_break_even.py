@@ -34,6 +34,13 @@ def test_the_published_first_branch_of_b_resnet_110():
     assert second.pays and second.remark == "" and str(second).endswith("leaves.")
 
 
+def test_a_head_that_reads_an_input_has_no_trunk_to_be_compared_with():
+    backbone = networks.b_lenet(backbone_only=True)
+    (image,) = cost.judge_exits(BranchyModel(backbone, {"image": ExitBranch(10)}))
+    assert (image.tap, image.trunk_macs, image.head_macs) == ("image", 0, 160)
+    assert image.saved_macs == 1_140_070 and image.remark == ""
+
+
 def test_its_published_head_is_priced_before_it_is_put_anywhere():
     head = ExitBranch(
         10,

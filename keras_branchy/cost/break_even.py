@@ -52,10 +52,13 @@ class ExitWorth:
 
     @property
     def remark(self) -> str:
-        """A word on a head that is large beside the trunk before it; else empty."""
-        if self.head_macs < LARGE * self.trunk_macs:
+        """A word on a head that is large beside the trunk before it; else empty.
+
+        A head that reads an input has no trunk before it.
+        """
+        if not self.trunk_macs or self.head_macs < LARGE * self.trunk_macs:
             return ""
-        times = self.head_macs / max(1, self.trunk_macs)
+        times = self.head_macs / self.trunk_macs
         return (
             f"The head of {self.exit_name} costs {times:,.0f} times the trunk before it "
             f"({self.trunk_macs:,} MACs): try a smaller one, or a later tap."
