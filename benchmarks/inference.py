@@ -13,6 +13,7 @@ Trained networks come from build/reproduce. docs/performance.md says what each f
 """
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
@@ -32,42 +33,98 @@ def main():
     args = parse_args()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-    from benchmarks.speed.run import Run
-    from benchmarks.speed.team import Torch
-
-    run = Run(
-        args.networks,
-        args.batches,
-        args.threads,
-        args.seconds,
-        args.store,
-        args.work,
-        Torch(args.torch),
-    )
     try:
-        return act(args, run)
+        sys.exit(act(args))
     except NotTrainedError as error:
         sys.exit(str(error))
 
 
-def act(args, run):
+def act(args):
+    if args.check is not None:
+        return check(args)
+    run = run_of(args)
+    if args.streaming:
+        return stream(args, run)
     run.prepare()
-    if args.prepare:
-        return
-    run.measure()
-    document = run.assembled()
+    if not args.prepare:
+        run.measure()
+        finish(args, run)
+    return 0
+
+
+def run_of(args, **changed):
+    from benchmarks.speed.run import Run
+    from benchmarks.speed.team import Torch
+
+    given = {
+        "names": args.networks,
+        "batches": args.batches,
+        "threads": args.threads,
+        "seconds": args.seconds,
+        "store": args.store,
+        "work": args.work,
+        "torch": Torch(args.torch),
+        "runtimes": args.runtimes,
+        **changed,
+    }
+    return Run(**given)
+
+
+def finish(args, run):
+    """Writes what is there, and draws it."""
+    from benchmarks.speed import document
+
+    found = {"made_with": document.surroundings(run.torch), **run.assembled()}
+    found["made_with"]["seconds_a_cell"] = run.seconds
     if args.json is not None:
-        finish(args, document)
+        kept = json.loads(args.json.read_text("utf-8")) if args.json.exists() else {}
+        found["streaming"] = kept.get("streaming", [])
+        document.write(args.json, found)
+        print(f"Wrote {args.json}.")
+    if args.figures is not None:
+        from benchmarks.speed import figures
+
+        drawn = figures.draw(found, args.figures)
+        print(f"Drew {', '.join(map(str, drawn))}.")
 
 
-def finish(args, document):
-    import evidence
+def stream(args, run):
+    """A million images through the iterator; added to the file that is there."""
+    from benchmarks.speed import document
 
-    from benchmarks.speed.run import as_text
+    found = [run.stream(name, args.images) for name in args.networks]
+    print(json.dumps(found, indent=1))
+    if args.json is not None:
+        kept = json.loads(args.json.read_text("utf-8")) if args.json.exists() else {}
+        made = document.surroundings(run.torch)
+        kept["streaming"] = [{**row, "made_with": made} for row in found]
+        document.write(args.json, kept)
+        print(f"Wrote {args.json}.")
+    return 0
 
-    document = {"made_with": evidence.surroundings(), **document}
-    args.json.write_text(as_text(document), "utf-8")
-    print(f"Wrote {args.json}.")
+
+def check(args):
+    """1 where a ratio is worse than the committed one."""
+    from benchmarks.speed import check as checks
+    from benchmarks.speed import document
+
+    committed = json.loads(args.check.read_text("utf-8"))
+    before, now = committed["made_with"]["processor"], document.processor()
+    if before != now:
+        print(f"The committed ratios are of another processor: {before}, here {now}.")
+    name = checks.network(args.store)
+    repeats = []
+    for index in range(checks.REPEATS):
+        work = args.work / f"check_{index}"
+        run = run_of(args, names=[name], batches=list(checks.BATCHES), work=work)
+        run.forget()
+        run.measure()
+        repeats.append(run.assembled()["rows"])
+    found = checks.compare(committed["rows"], repeats)
+    told, fine = checks.conclusion(found)
+    print(checks.table(found))
+    print(told)
+    return 0 if fine else 1
 
 
 def parse_args():
@@ -78,8 +135,12 @@ def parse_args():
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=[*NETWORKS])
     parser.add_argument("--batches", nargs="+", type=int, default=[*BATCHES])
     parser.add_argument("--threads", nargs="+", type=int, default=sorted({1, cores}))
+    parser.add_argument("--runtimes", nargs="+", help="only these; all by default")
     parser.add_argument("--seconds", type=float, help="for the turns of a cell")
     parser.add_argument("--quick", action="store_true", help="a rehearsal, no result")
+    parser.add_argument("--streaming", action="store_true", help="the iterator, alone")
+    parser.add_argument("--images", type=int, default=1_000_000, help="of the stream")
+    parser.add_argument("--check", type=Path, metavar="FILE", help="against its ratios")
     parser.add_argument("--prepare", action="store_true", help="export, measure nothing")
     parser.add_argument("--store", type=Path, default=ROOT / "build" / "reproduce")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "inference")
@@ -88,6 +149,8 @@ def parse_args():
     )
     args = parser.parse_args()
     args.seconds = args.seconds or (QUICK if args.quick else SECONDS)
+    if args.streaming and args.networks == [*NETWORKS]:
+        args.networks = ["b_lenet"]
     return args
 
 

@@ -49,7 +49,7 @@ def source(network, store):
 
 def prepare(name, store, work):
     """Makes the folder of a network. Slow: it converts, exports and predicts."""
-    network = networks.NETWORKS[name]
+    network = networks.named(name)
     folder = Path(work) / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

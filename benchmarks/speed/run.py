@@ -3,7 +3,6 @@
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.speed import cell as cells
-from benchmarks.speed import networks, prepare, rows
+from benchmarks.speed import document, networks, prepare, rows
 from benchmarks.speed.settings import Answers
 from benchmarks.speed.team import ROOT, Team, Torch
 
@@ -32,6 +31,7 @@ class Run:
         store: Where trained networks are.
         work: Where files, and cells that are done, are kept.
         torch: A `Torch`.
+        runtimes: Only these, or None for all; stages alone are always timed.
     """
 
     names: list[str]
@@ -41,10 +41,16 @@ class Run:
     store: Path
     work: Path
     torch: Torch
+    runtimes: list[str] | None = None
+
+    def forget(self):
+        """Measures anew what another call has measured."""
+        for path in (self.work / "parts").glob("*.json"):
+            path.unlink()
 
     def prepare(self):
         for name in self.names:
-            folder = self.prepared(networks.NETWORKS[name])
+            folder = self.prepared(networks.named(name))
             print(f"{name}: files are in {folder}", flush=True)
 
     def prepared(self, network):
@@ -77,7 +83,7 @@ class Run:
 
     def measure(self):
         for name in self.names:
-            network = networks.NETWORKS[name]
+            network = networks.named(name)
             folder = self.prepared(network)
             for threads in self.threads:
                 wanted = [
@@ -92,7 +98,7 @@ class Run:
     def measure_network(self, network, folder, batches, threads):
         info = json.loads((folder / "info.json").read_text("utf-8"))
         answers = answers_of(folder, info)
-        kinds = kinds_of(network, self.torch)
+        kinds = kinds_of(network, self.torch, self.runtimes)
         limits = len(info["criteria"])
         with Team(folder, kinds, threads, limits, self.torch, self.work) as team:
             for batch in batches:
@@ -103,40 +109,56 @@ class Run:
                 made = rows.Rows(network.name, info, found, answers, team.first).all()
                 made += absent(network, self.torch, batch, threads)
                 kept = {"rows": made, "stages": rows.stage_rows(network.name, found)}
-                write(self.path(folder, batch, threads), kept)
+                document.write(self.path(folder, batch, threads), kept)
                 print(summary(made), flush=True)
+
+    def stream(self, name, images):
+        """A million images through the iterator, in a process of its own."""
+        folder = self.prepared(networks.named(name))
+        command = ["-m", "benchmarks.speed.streaming", str(folder.resolve()), str(images)]
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        lines = [x for x in done.stdout.splitlines() if x.startswith("STREAM ")]
+        if done.returncode or not lines:
+            sys.exit(f"The stream ended with code {done.returncode}.")
+        return json.loads(lines[-1].removeprefix("STREAM "))
 
     def path(self, folder, batch, threads):
         """Where a cell is kept; another engine or another network has another place."""
         key = hashlib.sha256((folder / "info.json").read_bytes())
         for path in sorted((ROOT / "keras_branchy").rglob("*.py")):
             key.update(path.read_bytes())
-        key.update(repr((self.seconds, self.torch.absent)).encode())
+        key.update(repr((self.seconds, self.torch.absent, self.runtimes)).encode())
         parts = self.work / "parts"
         return parts / f"{folder.name}-{batch}-{threads}-{key.hexdigest()[:12]}.json"
 
     def assembled(self):
         """Everything that is there: rows, stages, and what was measured with what."""
-        document = {"networks": {}, "rows": [], "stages": [], "missing": []}
+        whole = {"networks": {}, "rows": [], "stages": [], "missing": []}
         for name in self.names:
             folder = self.work / name
             info = json.loads((folder / "info.json").read_text("utf-8"))
             info.pop("source")
-            document["networks"][name] = info
+            whole["networks"][name] = info
             for threads in self.threads:
                 for batch in self.batches:
-                    self.add(document, networks.NETWORKS[name], batch, threads)
-        return document
+                    self.add(whole, networks.named(name), batch, threads)
+        return whole
 
-    def add(self, document, network, batch, threads):
+    def add(self, whole, network, batch, threads):
         path = self.path(self.work / network.name, batch, threads)
         if path.exists():
             found = json.loads(path.read_text("utf-8"))
-            document["rows"] += found["rows"]
-            document["stages"] += found["stages"]
+            whole["rows"] += found["rows"]
+            whole["stages"] += found["stages"]
         else:
             place = {"network": network.name, "batch": batch, "threads": threads}
-            document["missing"].append(place)
+            whole["missing"].append(place)
 
 
 def takes_part(network, batch, threads, most):
@@ -144,12 +166,13 @@ def takes_part(network, batch, threads, most):
     return not (network.heavy and batch >= LARGE and threads < most)
 
 
-def kinds_of(network, torch):
+def kinds_of(network, torch, only=None):
+    """The runtimes of a network's processes."""
     kinds = ["tensorflow", "litert", "onnxruntime", *cells.OURS, *cells.STAGES]
     if torch.absent is None:
         kinds += ["torch", "torch, loop"]
         kinds += ["torch.compile", "torch.compile, loop"] if network.compiled else []
-    return kinds
+    return [k for k in kinds if only is None or k in only or k in cells.STAGES]
 
 
 def at_batch(kind, batch):
@@ -178,30 +201,14 @@ def answers_of(folder, info):
     )
 
 
-def write(path, document):
-    """As a whole or not at all; one row a line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".part")
-    beside.write_text(as_text(document), "utf-8")
-    os.replace(beside, path)
-
-
-def as_text(document):
-    lines = []
-    for key, value in document.items():
-        if isinstance(value, list):
-            rows = ",\n".join(json.dumps(row) for row in value)
-            lines.append(f"{json.dumps(key)}: [\n{rows}\n]")
-        else:
-            lines.append(f"{json.dumps(key)}: {json.dumps(value, indent=1)}")
-    return "{\n" + ",\n".join(lines) + "\n}\n"
-
-
 def summary(made):
     """A line for each runtime, calibrated or at half the images."""
     shown = []
     for row in made:
-        if row.get("absent") or row["setting"] not in (None, "calibrated", "0.75"):
+        if row.get("absent"):
+            shown.append(f"{row['runtime']} is not among them: {row['absent']}")
+            continue
+        if row["setting"] not in (None, "calibrated", "0.75"):
             continue
         gain = row.get("gain_same_runtime")
         told = "" if row["plain"] else f"  {row['setting']:>10}  shares {row['shares']}"

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether ratios are as good as the committed ones, beyond the noise of both.
+
+Absolute times are never compared. A ratio is worse where the whole of its interval lies
+below the whole of the committed one; the interval here spans repeats in new processes, so
+that it holds what differs from one start to the next.
+"""
+
+from benchmarks.speed.networks import NETWORKS, UNTRAINED, NotTrainedError, files
+
+BATCHES, REPEATS = (32, 256), 2
+RATIOS = ("gain_same_runtime", "efficiency")
+INTERVALS = {"gain_same_runtime": "gain_interval", "efficiency": "efficiency_interval"}
+# Of what both runs differ by without anything having changed, measured on a quiet machine.
+MARGIN = 0.03
+
+
+def compare(committed, repeats):
+    """Lines of a table, and how many ratios are worse.
+
+    Args:
+        committed: Rows of the committed file.
+        repeats: Rows of each repeat.
+    """
+    old = by_place(committed)
+    new = [by_place(rows) for rows in repeats]
+    found = []
+    for place in sorted(set(old) & set.intersection(*map(set, new)), key=str):
+        for name in RATIOS:
+            before, now = spans(old[place], name), [spans(x[place], name) for x in new]
+            if before is None or any(span is None for span in now):
+                continue
+            low, high = min(x[0] for x in now), max(x[1] for x in now)
+            found.append((place, name, before, (low, high), verdict(before, (low, high))))
+    return found
+
+
+def by_place(rows):
+    """Our swept rows by what they are of; weights and data do not matter to them."""
+    return {
+        (row["runtime"], row["batch"], row["threads"], row["setting"]): row
+        for row in rows
+        if row.get("ours")
+        and row["setting"] != "calibrated"
+        and row["network"] in ("b_lenet", UNTRAINED.name)
+    }
+
+
+def spans(row, name):
+    """The interval of a ratio, widened by MARGIN; None where it was not measured."""
+    interval = row.get(INTERVALS[name])
+    if interval is None:
+        return None
+    return interval[0] * (1 - MARGIN / 2), interval[1] * (1 + MARGIN / 2)
+
+
+def verdict(before, now):
+    if now[1] < before[0]:
+        return "WORSE"
+    return "better" if now[0] > before[1] else "same"
+
+
+def table(found):
+    header = ("runtime", "batch", "threads", "share", "ratio", "committed", "now", "")
+    lines = [header]
+    for (runtime, batch, threads, share), name, before, now, told in found:
+        spans_of = [f"{low:.3f} – {high:.3f}" for low, high in (before, now)]
+        lines.append((runtime, batch, threads, share, name, *spans_of, told))
+    widths = [max(len(str(line[i])) for line in lines) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(str(cell).ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def conclusion(found):
+    """One sentence, and whether all is well."""
+    worse = sum(told == "WORSE" for *_, told in found)
+    if not found:
+        return (
+            "Nothing could be compared: the committed file has none of these rows.",
+            False,
+        )
+    if worse:
+        return f"{worse} of {len(found)} ratios are worse than the committed ones.", False
+    better = sum(told == "better" for *_, told in found)
+    return f"{len(found)} ratios, none worse, {better} better.", True
+
+
+def network(store):
+    """B-LeNet as it is trained here, else untrained: time does not depend on weights."""
+    try:
+        files(NETWORKS["b_lenet"], store)
+    except NotTrainedError:
+        return UNTRAINED.name
+    return "b_lenet"
