@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -104,6 +104,10 @@ class EarlyExiting(ExitScores):
     ) -> EarlyExitResult:
         """Predicts with early exits: each sample stops at the first exit that is sure.
 
+        On a CPU the samples that stay at an exit wait until they are as many as a batch, so
+        that later stages, which few samples reach, run for many at a time. On a GPU each
+        batch is one call of `early_exit`.
+
         Args:
             x: As for `predict`: arrays, tensors, a list or dict of them, a
                 `tf.data.Dataset`, a `keras.utils.PyDataset` or a generator of batches.
@@ -124,6 +128,50 @@ class EarlyExiting(ExitScores):
 
         return predict(self, x, batch_size, verbose, steps)
 
+    def stream_early(
+        self,
+        x: Any,
+        batch_size: int | None = None,
+        steps: int | None = None,
+        max_wait: float | None = None,
+    ) -> Iterator[EarlyExitResult]:
+        """`predict_early` for data without an end: answers come batch by batch, in order.
+
+        Memory stays the same however long it goes on. On a CPU samples wait for one
+        another as in `predict_early`, so answers come some batches late, 64 at most;
+        `max_wait` bounds it.
+
+        Args:
+            x: As for `predict_early`.
+            batch_size: Samples at a time for arrays, 32 by default.
+            steps: How many batches to take.
+            max_wait: Seconds after which a batch is answered with the next that comes,
+                though its samples are few for the later stages; 0 answers each at once.
+
+        Yields:
+            An `EarlyExitResult` for each batch.
+
+        Raises:
+            ValueError: If thresholds are not set, `max_wait` is negative or no number, or
+                `x` is no data.
+
+        Example:
+
+        ```python
+        import numpy as np
+        from keras_branchy import networks
+
+        model = networks.b_lenet()
+        model.thresholds = [2.0]
+        images = np.zeros((100, 28, 28, 1), np.float32)
+        sizes = [len(answer) for answer in model.stream_early(images, batch_size=32)]
+        assert sizes == [32, 32, 32, 4]
+        ```
+        """
+        from keras_branchy.early_exit import stream
+
+        return stream(self, x, batch_size, steps, max_wait)
+
     def calibrate(
         self,
         data: Any,
@@ -131,6 +179,7 @@ class EarlyExiting(ExitScores):
         *,
         max_accuracy_drop: float | None = None,
         min_accuracy: float | None = None,
+        max_lost_answers: float | None = None,
         max_disagreement: float | None = None,
         max_cost: float | None = None,
         exit_shares: Sequence[float] | None = None,
@@ -145,7 +194,7 @@ class EarlyExiting(ExitScores):
         Use data that `fit` has not seen, of which a warning reminds you (`seen_data` says
         how far it can tell), and never the test set. Without a `confidence`
         the target is kept on these samples, and often exceeded on new ones; with one,
-        half of them test what the other half suggests (`keras_branchy.guarantees`).
+        most of them test what the others suggest (`keras_branchy.guarantees`).
 
         Args:
             data: A dataset of (x, label) batches, or an array of samples with `y`.
@@ -154,6 +203,8 @@ class EarlyExiting(ExitScores):
                 point), against the last exit on the same data; the cheapest thresholds
                 that keep it are chosen.
             min_accuracy: Instead: the accuracy to keep, as a fraction.
+            max_lost_answers: Instead: the share of samples that the last exit would get
+                right and that may leave with a wrong answer, whatever others gain.
             max_disagreement: Instead: the share of answers that may not be the last
                 exit's.
             max_cost: Instead: the mean cost of a sample, in the unit of `costs`; the most
@@ -180,6 +231,7 @@ class EarlyExiting(ExitScores):
         targets = {
             "max_accuracy_drop": max_accuracy_drop,
             "min_accuracy": min_accuracy,
+            "max_lost_answers": max_lost_answers,
             "max_disagreement": max_disagreement,
             "max_cost": max_cost,
             "exit_shares": exit_shares,

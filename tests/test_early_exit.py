@@ -8,7 +8,7 @@ import tensorflow as tf
 from cases import exits, images, residual
 from keras import layers
 
-from keras_branchy import BranchyModel, ExitBranch
+from keras_branchy import BranchyModel, ExitBranch, early_exit
 
 
 def identity(size):
@@ -115,10 +115,10 @@ def test_without_thresholds_the_error_names_calibrate(given):
 
 
 def test_thresholds_and_batch_sizes_never_retrace(given, rng):
-    for thresholds in ([0.1, 0.2], [None, 0.3], [1.0, 1.0]):
-        given.thresholds = thresholds
+    for thresholds in ([0.1, 0.2], [-np.inf, 0.3], [1.0, 1.0]):
         for size in (1, 2, 5):
-            given.predict_early(rng.random((size, 12)), batch_size=3, verbose=0)
+            x = rng.random((size, 12), np.float32)
+            given.early_exit(tf.constant(x), tf.constant(thresholds, tf.float32))
     assert given.early_exit.experimental_get_tracing_count() == 1
 
 
@@ -159,9 +159,17 @@ def test_later_stages_do_not_run_when_nobody_is_left():
     assert ran == [5, 3]
 
 
+def at_median(model, x):
+    """Thresholds at which half of all samples would leave at each exit."""
+    outputs = model.predict(x, verbose=0)
+    p = np.stack([outputs[name] for name in model.exit_names[:-1]]).astype(np.float64)
+    return np.median(-(p * np.log(p)).sum(-1), axis=1).tolist()
+
+
 def test_data_of_every_kind_gives_the_same_answers(rng):
-    model = BranchyModel(residual(), exits("stem", "late"), thresholds=[1.3, 1.3])
+    model = BranchyModel(residual(), exits("stem", "late"))
     x, y = images(50, rng), rng.integers(0, 4, 50)
+    model.thresholds = at_median(model, x)
     want = model.predict_early(x, batch_size=16, verbose=0)
     batches = [(x[i : i + 16], y[i : i + 16]) for i in range(0, 50, 16)]
     for data in (
@@ -175,6 +183,48 @@ def test_data_of_every_kind_gives_the_same_answers(rng):
         got = model.predict_early(data, verbose=0, **options)
         for field in ("labels", "exits", "probabilities", "scores"):
             np.testing.assert_array_equal(getattr(got, field), getattr(want, field))
+
+
+@pytest.mark.parametrize("max_wait", [None, 0])
+def test_a_stream_gives_the_same_answers_batch_by_batch(rng, max_wait):
+    model = BranchyModel(residual(), exits("stem", "late"))
+    x = images(50, rng)
+    model.thresholds = at_median(model, x)
+    want = model.predict_early(x, batch_size=50, verbose=0)
+    assert len(np.unique(want.exits)) == 3
+    data = tf.data.Dataset.from_tensor_slices(x).batch(16)
+    for given, options in ((x, {"batch_size": 16}), (data, {})):
+        got = list(model.stream_early(given, max_wait=max_wait, **options))
+        assert [len(part) for part in got] == [16, 16, 16, 2]
+        for field in ("labels", "exits"):
+            joined = np.concatenate([getattr(part, field) for part in got])
+            np.testing.assert_array_equal(joined, getattr(want, field))
+        joined = np.concatenate([part.probabilities for part in got])
+        np.testing.assert_allclose(joined, want.probabilities, rtol=1e-5, atol=1e-6)
+    assert len(list(model.stream_early(x, batch_size=8, steps=2))) == 2
+
+
+def test_a_stream_is_refused_before_it_begins(given):
+    x = rows((SURE, SURE, SURE))
+    with pytest.raises(ValueError, match="no thresholds yet"):
+        given.stream_early(x)
+    given.thresholds = [0.5, 0.5]
+    with pytest.raises(ValueError, match="`max_wait` must be a number"):
+        given.stream_early(x, max_wait=-1)
+
+
+def test_on_an_accelerator_each_batch_is_one_call_of_the_graph(given, rng, monkeypatch):
+    given.thresholds = [0.9, 0.9]
+    x = rng.random((10, 12), np.float32)
+    want = given.predict_early(x, batch_size=4, verbose=0)
+    monkeypatch.setattr(early_exit, "_on_accelerator", lambda: True)
+    got = given.predict_early(x, batch_size=4, verbose=0)
+    parts = list(given.stream_early(x, batch_size=4))
+    assert given.early_exit.experimental_get_tracing_count() == 1
+    for field in ("labels", "exits"):
+        np.testing.assert_array_equal(getattr(got, field), getattr(want, field))
+        joined = np.concatenate([getattr(part, field) for part in parts])
+        np.testing.assert_array_equal(joined, getattr(want, field))
 
 
 def test_a_progress_bar_is_shown_unless_it_is_switched_off(given, capsys):

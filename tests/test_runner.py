@@ -15,8 +15,9 @@ from project import fresh_python
 
 from keras_branchy import StageRunner
 from keras_branchy.criteria import CRITERIA, gate_scores
-from keras_branchy.runner.drivers import BatchDriver, CascadeDriver, SampleDriver
-from keras_branchy.runner.row_gate import row_gate
+from keras_branchy.runner.drivers import CascadeDriver, SampleDriver
+from keras_branchy.row_gate import row_gate
+from keras_branchy.runner.stage_engine import StageEngine
 
 FLOATS = st.floats(-60, 60, width=32)
 ODD = st.sampled_from([np.nan, np.inf, -np.inf, 0.0, 1.5])
@@ -174,7 +175,7 @@ def test_patience_is_counted():
 def test_files_with_a_batch_take_survivors_together(size):
     export = exported("patience" if size is None else "residual", batch_size=size)
     runner = StageRunner(export.folder)
-    assert isinstance(runner._drivers.get(), BatchDriver)
+    assert isinstance(runner._drivers.get(), StageEngine)
     runner = StageRunner(export.folder, threads=2)
     check(runner, export)
     check(runner, export, export.x[:5], slice(0, 5))

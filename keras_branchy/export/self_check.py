@@ -13,7 +13,7 @@ from keras_branchy.export.child import Child
 from keras_branchy.export.data import Data
 from keras_branchy.export.decisions import decide, score_all
 from keras_branchy.export.request import Request
-from keras_branchy.runner.row_gate import softmax
+from keras_branchy.row_gate import softmax
 from keras_branchy.thresholds import gate_thresholds
 
 if TYPE_CHECKING:

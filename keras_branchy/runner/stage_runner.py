@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from keras_branchy.runner.drivers import Driver, open_driver
+from keras_branchy.runner.drivers import open_driver
 from keras_branchy.runner.manifest import Manifest
 from keras_branchy.runner.samples import SampleReader
+from keras_branchy.runner.stage_engine import StageEngine, rules_of
 from keras_branchy.thresholds import check_thresholds, gate_thresholds
+from keras_branchy.walk import ANSWERS, Engine, Walk
 
 __all__ = ["CallStatistics", "RunnerResult", "StageRunner"]
 
@@ -79,7 +82,7 @@ class StageRunner:
 
     Args:
         path: The folder with `manifest.json`.
-        threads: How many samples are computed at a time, each by interpreters of its own.
+        threads: How many threads compute, each with interpreters of its own.
         thresholds: One per exit but the last, `None` to disable an exit, instead of those
             in the manifest.
 
@@ -123,9 +126,13 @@ class StageRunner:
         if thresholds is None and self.manifest.data["calibrated"]:
             thresholds = [row.threshold for row in exits]
         self.thresholds = thresholds
-        self._drivers: queue.SimpleQueue[Driver] = queue.SimpleQueue()
-        for _ in range(threads):
-            self._drivers.put(open_driver(self.manifest))
+        drivers = [open_driver(self.manifest) for _ in range(threads)]
+        self._in_batches = isinstance(drivers[0], StageEngine)
+        self._rules = rules_of(self.manifest)
+        self._gates = self._rules.gates()
+        self._drivers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for driver in drivers:
+            self._drivers.put(driver)
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
         self._threads = threads
 
@@ -176,9 +183,20 @@ class StageRunner:
                 "model.calibrate(validation_data, max_accuracy_drop=0.01), or pass "
                 f"thresholds= with {len(self._criteria)} floats."
             )
-        labels, probabilities, exits, scores = self._run("predict", samples, count, gate)
+        answers = self._answers(samples, count, gate)
         seconds, exit_count = time.perf_counter() - start, len(self._criteria) + 1
+        labels, probabilities, exits, scores = answers
         return RunnerResult(labels, probabilities, exits, scores, seconds, exit_count)
+
+    def _answers(self, samples: dict, count: int, gate: np.ndarray) -> list[np.ndarray]:
+        """Labels, probabilities, exits and scores."""
+        if not self._in_batches:
+            return self._run("predict", samples, count, gate)
+        with self._crew() as crew:
+            walk = Walk(self._rules, self._gates, gate, self._threads, count)
+            walk.enter(crew, samples, count)
+            walk.flush(crew)
+        return [getattr(walk, name) for name in ANSWERS]
 
     def every_exit(self, x: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What each exit says of every sample, as `BranchyModel.calibrate` looks at it.
@@ -209,6 +227,19 @@ class StageRunner:
         axis = 1 if verb == "every_exit" else 0
         return [np.concatenate(arrays, axis) for arrays in zip(*parts, strict=True)]
 
+    @contextlib.contextmanager
+    def _crew(self) -> Iterator[_Crew]:
+        """The engines that no other call has just now; one at least."""
+        engines = [self._drivers.get()]
+        try:
+            with contextlib.suppress(queue.Empty):
+                while len(engines) < self._threads:
+                    engines.append(self._drivers.get_nowait())
+            yield _Crew(engines, self._pool)
+        finally:
+            for engine in engines:
+                self._drivers.put(engine)
+
     def _with_driver(self, verb: str, samples: dict, count: int, *args: Any) -> Any:
         driver = self._drivers.get()
         try:
@@ -220,3 +251,24 @@ class StageRunner:
         if thresholds is None:
             return None
         return gate_thresholds(thresholds, self._criteria)
+
+
+@dataclass(frozen=True)
+class _Crew:
+    """Engines, and threads for all but one of them."""
+
+    engines: Sequence[Engine]
+    pool: ThreadPoolExecutor | None
+
+    def each(self, tasks: Sequence[Callable[[], None]]) -> None:
+        """Runs the tasks at the same time, the first in this thread."""
+        if self.pool is None:
+            for task in tasks:
+                task()
+            return
+        others = [self.pool.submit(task) for task in tasks[1:]]
+        try:
+            tasks[0]()
+        finally:
+            for other in others:
+                other.result()

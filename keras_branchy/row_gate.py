@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from math import exp, expm1, log1p, nan
+from math import exp, expm1, log1p
 
 import numpy as np
 
 from keras_branchy.criteria import check_coefficients, gate_scores
 
-__all__ = ["Answer", "row_gate"]
+__all__ = ["Answer", "row_gate", "softmax"]
 
 # From here on NumPy's loop is the faster one.
 _MANY_CLASSES = 100
@@ -100,4 +100,5 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     broken = np.asarray(lost)
     z = np.where(broken[..., None], 0.0, z)
     e = np.exp(z - z.max(-1, keepdims=True))
-    return np.where(broken[..., None], nan, e / e.sum(-1, keepdims=True)).astype(np.float32)
+    shares = np.where(broken[..., None], np.nan, e / e.sum(-1, keepdims=True))
+    return shares.astype(np.float32)
