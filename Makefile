@@ -77,6 +77,10 @@ GPU_PYTHON ?= python3
 gpu-check:  ## Check and time all on an NVIDIA GPU, into build/gpu; see docs/gpu.md
 	@$(GPU_PYTHON) benchmarks/gpu/check.py $(ARGS)
 
+.PHONY: bench-check
+bench-check: $(READY)  ## Compare ratios of speed with the committed ones; some minutes
+	@$(BIN)/python benchmarks/inference.py --check benchmarks/results/inference.json $(ARGS)
+
 .PHONY: clean
 clean:  ## Remove what was built, and the caches; .venv stays
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

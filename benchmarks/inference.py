@@ -108,6 +108,11 @@ def check(args):
     from benchmarks.speed import check as checks
     from benchmarks.speed import document
 
+    if not args.check.exists():
+        sys.exit(
+            f"{args.check} is not there, so there is nothing to compare with. Measure it "
+            f"first: python benchmarks/inference.py --json {args.check}"
+        )
     committed = json.loads(args.check.read_text("utf-8"))
     before, now = committed["made_with"]["processor"], document.processor()
     if before != now:

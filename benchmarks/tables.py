@@ -5,7 +5,8 @@
     python benchmarks/tables.py --check    says which differ from their results
 
 A document marks the place: `<!-- results: NAME -->` and `<!-- /results -->`, NAME being a
-function of this file, or a region of benchmarks/reproduction/pages.py.
+function of this file, or a region of benchmarks/reproduction/pages.py or
+benchmarks/speed/pages.py.
 """
 
 import argparse
@@ -18,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
 
 from benchmarks.reproduction import pages  # noqa: E402
+from benchmarks.speed import pages as speed_pages  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 REGION = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- /results -->)", re.DOTALL)
@@ -584,7 +586,8 @@ def rendered(text):
     """`text` with every marked region written anew."""
 
     def region(match):
-        write = pages.regions().get(match[2]) or globals()[match[2]]
+        others = {**pages.regions(), **speed_pages.regions()}
+        write = others.get(match[2]) or globals()[match[2]]
         return match[1] + write() + match[3]
 
     return REGION.sub(region, text)

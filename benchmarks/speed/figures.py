@@ -13,7 +13,6 @@ from keras_branchy.plots.canvas import CHOSEN, EARLY, INK, panels  # noqa: E402
 PANELS = (1, 32, 256)  # batches, as far as they were measured
 DPI = 110
 MEASURED = {"predict_early": (EARLY, "o"), "stage_runner": (CHOSEN, "s")}
-LIMITS = {"stages alone": (INK, "--"), "multiplications": (INK, ":")}
 BY_BATCH = {
     "predict_early": (EARLY, "o", "-"),
     "predict_early, stream": (EARLY, "D", "--"),
@@ -53,8 +52,9 @@ def gain(name, rows):
     axes = panels(None, (3.2, 2.8), [f"batch {batch}" for batch in batches])
     for ax, batch in zip(axes, batches, strict=True):
         gain_panel(ax, [row for row in rows if row["batch"] == batch])
-    axes[0].set_ylabel("gain over the fastest plain one")
-    named(axes[0], f"{name}, {threads} thread{'s' * (threads > 1)}")
+    axes[0].set_ylabel("gain")
+    title = f"{name}, {threads} thread{'s' * (threads > 1)}: times as fast as the"
+    named(axes[0], f"{title} fastest plain backbone of any runtime")
     return axes[0]
 
 
