@@ -21,20 +21,21 @@ __all__ = ["StageFunctions", "rules_of"]
 
 
 class StageFunctions:
-    """The stages of a model for one walk; it is the engine, and all of the crew.
-
-    Attributes:
-        chunk: Samples at a time: as many as the largest batch so far.
-    """
+    """The stages of a model for one walk; it is the engine, and all of the crew."""
 
     def __init__(self, model: BranchyModel):
-        self.chunk = 1
+        self._largest = 1  # batch so far
         self._stages = model.stages()
         self._names = [producer(tensor).operation.name for tensor in model.inputs]
         settings = model._settings
         if settings.functions is None:
             settings.functions = [_traced(stage) for stage in self._stages]
         self._functions = settings.functions
+
+    @property
+    def chunks(self) -> Sequence[int]:
+        """At every stage as many as were in the largest batch so far."""
+        return [self._largest] * len(self._stages)
 
     @property
     def engines(self) -> Sequence[StageFunctions]:
@@ -55,7 +56,7 @@ class StageFunctions:
         """A batch in the structure of the model's inputs, by name, and its size."""
         tensors = keras.tree.flatten(inputs)
         size = len(tensors[0])
-        self.chunk = max(self.chunk, size)
+        self._largest = max(self._largest, size)
         return dict(zip(self._names, tensors, strict=True)), size
 
     def run(

@@ -10,7 +10,8 @@ from contextlib import AbstractContextManager
 
 import numpy as np
 
-from keras_branchy.walk import Crew, Tensors, Walk
+from keras_branchy.waiting import Tensors
+from keras_branchy.walk import Crew, Walk
 
 __all__ = ["check_max_wait", "in_order"]
 

@@ -11,7 +11,7 @@ Whatever runs the stages is an `Engine`; TensorFlow and LiteRT both are.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,10 +19,10 @@ import numpy as np
 
 from keras_branchy.batch_gate import Gate, batch_gate
 from keras_branchy.criteria import CRITERIA
+from keras_branchy.waiting import Tensors, Waiting, joined
 
 __all__ = ["ANSWERS", "Crew", "Engine", "Rules", "Walk"]
 
-Tensors = Mapping[str, Any]
 Keep = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 ANSWERS = ("labels", "probabilities", "exits", "scores")
@@ -34,8 +34,9 @@ _WORTH_SHARING = 200e-6  # seconds
 class Engine(Protocol):
     """What runs stages, for one thread."""
 
-    chunk: int
-    """Samples at a time, at most."""
+    @property
+    def chunks(self) -> Sequence[int]:
+        """Samples at a time, at most, at each stage."""
 
     def run(self, stage: int, tensors: Tensors, count: int) -> tuple[np.ndarray, Keep]:
         """Computes a stage.
@@ -59,7 +60,6 @@ class Crew(Protocol):
     @property
     def engines(self) -> Sequence[Engine]:
         """At least one."""
-        ...
 
     def each(self, tasks: Sequence[Callable[[], None]]) -> None:
         """Runs the tasks at the same time, at most one for each engine."""
@@ -114,7 +114,7 @@ class Walk:
         self.released = 0  # how many of the rows nobody asks for any more
         self.entered = 0
         self._allocate(capacity)
-        self._waiting = [[_Waiting() for _ in rules.criteria] for _ in range(slots)]
+        self._waiting = [[Waiting() for _ in rules.criteria] for _ in range(slots)]
         self._seconds = [0.0] * len(rules.criteria)  # a sample, at each stage
 
     def enter(self, crew: Crew, tensors: Tensors, count: int) -> None:
@@ -131,7 +131,7 @@ class Walk:
             rest = [waiting[stage].take(None) for waiting in self._waiting]
             rest = [part for part in rest if len(part[0])]
             if rest:
-                who, tensors = _joined(rest)
+                who, tensors = joined(rest)
                 self._share(crew, stage, who, tensors, len(who))
 
     def answers(self, count: int) -> dict[str, np.ndarray]:
@@ -204,15 +204,16 @@ class Walk:
         span: tuple[int, int],
     ) -> None:
         """Chunk by chunk through this stage, and later ones once a chunk waits there."""
-        size, waiting = engine.chunk, self._waiting[slot]
-        for at in range(*span, size):
-            end = min(at + size, span[1])
+        sizes, waiting = engine.chunks, self._waiting[slot]
+        for at in range(*span, sizes[stage]):
+            end = min(at + sizes[stage], span[1])
             whole = not at and end == len(who)
             some = tensors if whole else {k: v[at:end] for k, v in tensors.items()}
             self._run(engine, slot, stage, who[at:end], some)
             for later in range(stage + 1, self.last + 1):
-                while waiting[later].count >= size:
-                    self._run(engine, slot, later, *waiting[later].take(size))
+                while waiting[later].count >= sizes[later]:
+                    full = waiting[later].take(sizes[later])
+                    self._run(engine, slot, later, *full)
 
     def _run(
         self, engine: Engine, slot: int, stage: int, who: np.ndarray, tensors: Tensors
@@ -265,36 +266,3 @@ class Walk:
             rows = slice(rows[0], rows[-1] + 1)
         self.labels[rows], self.probabilities[rows] = label, probabilities
         self.exits[rows], self.scores[rows] = stage, score
-
-
-class _Waiting:
-    """Samples before a stage, first come, first served."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._parts: list[tuple[np.ndarray, Tensors]] = []
-
-    def add(self, who: np.ndarray, tensors: Tensors) -> None:
-        self._parts.append((who, tensors))
-        self.count += len(who)
-
-    def take(self, count: int | None) -> tuple[np.ndarray, Tensors]:
-        """The first `count` of them, or all."""
-        who, tensors = _joined(self._parts)
-        count = len(who) if count is None else count
-        self._parts = []
-        if count < len(who):
-            self._parts = [(who[count:], {k: v[count:] for k, v in tensors.items()})]
-        self.count = len(who) - count
-        return who[:count], {k: v[:count] for k, v in tensors.items()}
-
-
-def _joined(parts: Sequence[tuple[np.ndarray, Tensors]]) -> tuple[np.ndarray, Tensors]:
-    if len(parts) == 1:
-        return parts[0]
-    if not parts:
-        return np.zeros(0, np.int64), {}
-    names = parts[0][1]
-    return np.concatenate([who for who, _ in parts]), {
-        name: np.concatenate([tensors[name] for _, tensors in parts]) for name in names
-    }

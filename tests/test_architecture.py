@@ -23,7 +23,7 @@ LAYERS = (
     ),
     ("graph",),
     ("thresholds", "learned_gate", "by_exit", "binomial", "targets", "plots"),
-    ("orders", "answers", "drop_test", "expected_gains", "row_gate"),
+    ("orders", "answers", "drop_test", "expected_gains", "row_gate", "waiting"),
     ("batch_gate",),
     ("walk",),
     ("streaming",),
@@ -75,6 +75,7 @@ WITHOUT_FRAMEWORKS = {
     "temperature",
     "threshold_search",
     "thresholds",
+    "waiting",
     "walk",
 }
 KERAS_ONLY = {"graph", "masks"}

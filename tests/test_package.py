@@ -30,6 +30,7 @@ ADDED = {
         "num_classes",
         "patience",
         "predict_early",
+        "stream_early",
         "stages",
         "temperatures",
         "thresholds",

@@ -25,6 +25,7 @@ class Program:
     def __init__(self, call: Call, content: bytes, first: str, num_threads: int):
         interpreter = _interpreter(content, call.file, num_threads)
         self.size_in_bytes = len(content)
+        self.largest_row = _largest_row(interpreter)
         self._names = [tensor.name for tensor in call.inputs]
         self._outputs = [tensor.name for tensor in call.outputs]
         self.first = first
@@ -121,6 +122,16 @@ def _indices(
         {name: detail["index"] for name, detail in details.items()}
         for details in (runner.get_input_details(), runner.get_output_details())
     )
+
+
+def _largest_row(interpreter: Any) -> int:
+    """Bytes of the largest tensor of one sample; 0 where no tensor's batch is free."""
+    rows = [
+        np.prod(detail["shape"][1:]) * np.dtype(detail["dtype"]).itemsize
+        for detail in interpreter.get_tensor_details()
+        if len(detail["shape_signature"]) > 1 and detail["shape_signature"][0] == -1
+    ]
+    return int(max(rows, default=0))
 
 
 def _interpreter(content: bytes, name: str, num_threads: int) -> Any:

@@ -15,8 +15,10 @@ from keras_branchy.walk import Keep, Rules
 
 __all__ = ["StageEngine", "rules_of", "told"]
 
-# An image takes the same time from 2 to 64 at a time; beyond, activations leave the caches.
-CHUNK = 64
+# Samples at a time. An image takes as long among many as alone, and half as long again once
+# the largest activation no longer fits a core's own cache; more at a time are fewer calls.
+MOST = 64
+CACHE = 5 << 18  # bytes
 # A file this small is opened once for each power of two up to the chunk, and never resized,
 # which takes as long as some samples do. Weights are held once for each.
 SMALL = 1 << 20  # bytes
@@ -31,10 +33,10 @@ class StageEngine:
 
     def __init__(self, manifest: Manifest):
         fixed = manifest.data["batch_size"]
-        self.chunk: int = fixed or CHUNK
         self.num_classes: int = manifest.data["num_classes"]
         calls = [stage.call for stage in manifest.stages if stage.call is not None]
         self._stages = [_Sizes(manifest, call, fixed) for call in calls]
+        self.chunks: list[int] = [stage.chunk for stage in self._stages]
         self._gates = rules_of(manifest).gates()
 
     def run(
@@ -60,8 +62,9 @@ class StageEngine:
     def logits(self, samples: dict[str, np.ndarray], count: int) -> np.ndarray:
         """The logits of every exit, [N, B, C]."""
         logits = np.empty((len(self._stages), count, self.num_classes), np.float32)
-        for start in range(0, count, self.chunk):
-            stop = min(start + self.chunk, count)
+        chunk = min(self.chunks)
+        for start in range(0, count, chunk):
+            stop = min(start + chunk, count)
             tensors = {name: value[start:stop] for name, value in samples.items()}
             everybody = np.arange(stop - start)
             for stage, rows in enumerate(logits):
@@ -77,8 +80,9 @@ class _Sizes:
         self._open = lambda: open_program(manifest, call, "logits")
         self._fixed = fixed
         first = self._open()
-        self._programs = {fixed or CHUNK: first}
-        self._small = not fixed and first.size_in_bytes <= SMALL
+        self.chunk = fixed or _chunk(first.largest_row)
+        self._programs = {self.chunk: first}
+        self._small = first.size_in_bytes <= SMALL
 
     def fitting(self, count: int) -> list[tuple[Program, int]]:
         """Programs that take `count` samples together, each with its number of them."""
@@ -86,7 +90,7 @@ class _Sizes:
             return [(self._program(self._fixed), self._fixed)]
         if not self._small:
             # One stays as it is for whole chunks, another is resized for the rest.
-            return [(self._program(CHUNK if count == CHUNK else 0), count)]
+            return [(self._program(self.chunk if count == self.chunk else 0), count)]
         powers = [1 << bit for bit in range(count.bit_length() - 1, -1, -1)]
         return [(self._program(size), size) for size in powers if count & size]
 
@@ -94,6 +98,12 @@ class _Sizes:
         if size not in self._programs:
             self._programs[size] = self._open()
         return self._programs[size]
+
+
+def _chunk(row: int) -> int:
+    """A power of two of samples, whose largest activation has `row` bytes each."""
+    fitting = max(1, CACHE // max(row, 1))
+    return min(MOST, 1 << (fitting.bit_length() - 1))
 
 
 def rules_of(manifest: Manifest) -> Rules:
