@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 sys.path.append(str(ROOT / "examples"))
 
-from benchmarks.speed.networks import NETWORKS, NotTrainedError  # noqa: E402
+from benchmarks.speed.networks import NETWORKS, UNTRAINED, NotTrainedError  # noqa: E402
 
 BATCHES = (1, 8, 32, 256, 1024)
 SECONDS, QUICK = 8.0, 1.0
@@ -137,7 +137,8 @@ def parse_args():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="draws them there")
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=[*NETWORKS])
+    known = [*NETWORKS, UNTRAINED.name]
+    parser.add_argument("--networks", nargs="+", choices=known, default=[*NETWORKS])
     parser.add_argument("--batches", nargs="+", type=int, default=[*BATCHES])
     parser.add_argument("--threads", nargs="+", type=int, default=sorted({1, cores}))
     parser.add_argument("--runtimes", nargs="+", help="only these; all by default")

@@ -95,7 +95,7 @@ def stream(model, pool, known, count, size):
     seen = wrong = moved = checksum = expected = 0
     memory = []
     begin = time.perf_counter()
-    for index, answer in enumerate(model.stream_early(data, batch_size=size)):
+    for index, answer in enumerate(model.stream_early(data)):
         where = np.arange(seen, seen + len(answer.labels))
         told, left = labels[where % usable], exits[where % usable]
         weights = where % PRIME + 1

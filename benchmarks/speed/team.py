@@ -56,8 +56,12 @@ class Team:
         self.members, self.first = {}, {}
         self.work.mkdir(parents=True, exist_ok=True)
         self.log = (self.work / "workers.log").open("a", encoding="utf-8")
-        for kind in kinds:
-            self.start(kind)
+        try:
+            for kind in kinds:
+                self.start(kind)
+        except BaseException:
+            self.close()
+            raise
 
     def start(self, kind):
         """Starts a process and waits for its first answer, alone on the machine."""
