@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SEED = 0  # of the training that is timed
+REPRODUCE = f"benchmarks/reproduce.py {{}} --seeds {SEED}"
+LIGHT = "benchmarks/exit_costs.py"
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class Network:
         name: As in the rows.
         recipe: Name of its recipe in benchmarks/reproduction/networks.py, if it is trained.
         part: Which of the recipe's trainings has the exits.
-        target: What trains it: `python benchmarks/reproduce.py TARGET`.
+        train: The arguments of python that train it.
         build: Function of this module that makes it, if it is not trained.
         heavy: True where a batch takes seconds: large batches on all threads only.
         compiled: True to time `torch.compile` too.
@@ -27,7 +29,7 @@ class Network:
     name: str
     recipe: str | None = None
     part: str = "branchy"
-    target: str | None = None
+    train: str | None = None
     build: str | None = None
     heavy: bool = False
     compiled: bool = False
@@ -40,9 +42,11 @@ class Network:
 NETWORKS = {
     network.name: network
     for network in (
-        Network("b_lenet", "B_LENET", target="lenet", compiled=True),
-        Network("b_alexnet", "B_ALEXNET", target="alexnet", compiled=True),
-        Network("b_resnet20", "B_RESNET", target="resnet"),
+        Network("b_lenet", "B_LENET", train=REPRODUCE.format("lenet"), compiled=True),
+        Network("b_lenet_light", "B_LENET", "light", LIGHT),
+        Network("b_alexnet", "B_ALEXNET", train=REPRODUCE.format("alexnet"), compiled=True),
+        Network("b_alexnet_light", "B_ALEXNET", "light", LIGHT),
+        Network("b_resnet20", "B_RESNET", train=REPRODUCE.format("resnet")),
         Network("b_resnet110", build="resnet110", heavy=True),
         Network("mobilenet_v2", build="mobilenet_v2", heavy=True),
     )
@@ -73,8 +77,7 @@ def files(network, store):
     if missing:
         raise NotTrainedError(
             f"{network.name} is not trained: {' and '.join(map(str, missing))} not found. "
-            "Train it first: python benchmarks/reproduce.py "
-            f"{network.target} --seeds {SEED}"
+            f"Train it first: python {network.train}"
         )
     return found
 
