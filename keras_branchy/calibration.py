@@ -27,6 +27,7 @@ def calibrate(
     *,
     max_accuracy_drop: float | None = None,
     min_accuracy: float | None = None,
+    max_lost_answers: float | None = None,
     max_disagreement: float | None = None,
     max_cost: float | None = None,
     exit_shares: Sequence[float] | None = None,
@@ -47,6 +48,8 @@ def calibrate(
         num_classes: Number of classes, which bounds the scores.
         max_accuracy_drop: Largest accuracy to lose against the last exit, a fraction.
         min_accuracy: Instead: the accuracy to keep, a fraction.
+        max_lost_answers: Instead: the largest share of samples that the last exit would
+            get right and that leave with a wrong answer, whatever others gain.
         max_disagreement: Instead: the largest share of samples whose answer may differ
             from the last exit's.
         max_cost: Instead: the largest mean cost of a sample, in the unit of the costs.
@@ -87,6 +90,7 @@ def calibrate(
         len(answers.criteria),
         max_accuracy_drop=max_accuracy_drop,
         min_accuracy=min_accuracy,
+        max_lost_answers=max_lost_answers,
         max_disagreement=max_disagreement,
         max_cost=max_cost,
         exit_shares=exit_shares,

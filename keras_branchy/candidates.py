@@ -8,11 +8,11 @@ they lead on.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
+from keras_branchy.expected_gains import expected_gains
 from keras_branchy.midpoints import thresholds_at
 from keras_branchy.survey import CandidatePath, Cuts, Survey
 from keras_branchy.targets import Target
@@ -20,9 +20,10 @@ from keras_branchy.threshold_search import ThresholdSearch
 
 __all__ = ["candidates"]
 
-# As shares of what the target allows on these samples.
-LEVELS = (0.1, 0.25, 0.5, 0.65, 0.75, 0.82, 0.9, 1.0, 1.25, 1.6)
-STEPS = 12  # candidates between two levels
+# As shares of what the target allows on these samples. Those beyond it are for fits that
+# were too careful, and for samples that are luckier.
+LEVELS = (0.25, 0.5, 0.7, 0.85, 1.0, 1.25, 1.6, 2.2, 3.0, 4.5, 7.0, 11.0)
+STEPS = 16  # candidates between two levels
 
 
 def candidates(survey: Survey, target: Target) -> CandidatePath:
@@ -42,7 +43,8 @@ def _made(survey: Survey, target: Target) -> Iterator[list[float | None]]:
     answers = survey.answers
     counted = answers.correct
     if target.is_risk:
-        counted = target.good(answers.correct, answers.agrees)
+        good = target.good(answers.correct, answers.agrees)
+        counted = expected_gains(answers.scores, good)
     search = survey.search(counted)
     path: Iterable[Cuts]
     if target.name == "exit_shares":
@@ -52,7 +54,11 @@ def _made(survey: Survey, target: Target) -> Iterator[list[float | None]]:
         corners = _corners_of_cost(search, survey.front(counted), budget)
         path = _joined(search, corners, lambda cuts: search.measure(cuts)[::-1])
     else:
-        corners = _corners_of_risk(search, survey.front(counted), target)
+        spare = target.limit * answers.samples
+        if not target.gains_count:
+            spare -= np.count_nonzero(~good[-1])
+        front = survey.front(counted, thorough=False)
+        corners = _corners_of_risk(search, front, max(spare, 0.0))
         path = _joined(
             search, corners, lambda cuts: tuple(-x for x in search.measure(cuts))
         )
@@ -61,15 +67,12 @@ def _made(survey: Survey, target: Target) -> Iterator[list[float | None]]:
 
 
 def _corners_of_risk(
-    search: ThresholdSearch, front: list[Cuts], target: Target
+    search: ThresholdSearch, front: list[Cuts], spare: float
 ) -> Iterator[Cuts]:
-    """From nobody leaving to more bad answers than the target allows."""
-    bad_at_last = int((~search.correct[-1]).sum())
-    spare = max(target.limit * search.samples - bad_at_last, 0.0)
+    """From nobody leaving to more lost answers than the `spare` ones."""
     yield (0,) * search.exits
     for level in LEVELS:
-        needed = search.samples - math.floor(bad_at_last + level * spare + 1e-9)
-        yield search.cheapest(front, needed, thorough=False)
+        yield search.cheapest(front, -level * spare, thorough=False)
 
 
 def _corners_of_cost(

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Thresholds that keep a target on data to come, with a stated probability.
 
-Half of the samples lay a path of candidates, from one that is surely safe to one that is
-too bold; the other half tests them in that order (`risk.RiskTest`). The halves are drawn at
-random, with a fixed seed. Nothing is tested on the samples that it was chosen on, so the
-statement holds for any network, any scores, and samples drawn like the calibration's.
+Three tenths of the samples lay a path of candidates, from one that is surely safe to one
+that is too bold; the others test them in that order (`risk.RiskTest`). Which are which is
+drawn at random, with a fixed seed. Nothing is tested on the samples that it was chosen on,
+so the statement holds for any network, any scores, and samples drawn like those of the
+calibration.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from keras_branchy.targets import Target
 __all__ = ["Guarantee", "certified"]
 
 FEWEST_FOR_A_PATH = 20
+# A path needs fewer samples than a test: its fit is smooth (`expected_gains`).
+TESTED = 0.7
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class Guarantee:
         confidence: The probability, over the draw of the calibration samples, that it
             holds; `"mean"` if it holds on average over these draws.
         limits: The largest mean losses that the target allows.
-        risks: The mean losses of the chosen thresholds on the test samples.
+        risks: The mean losses of the chosen thresholds on the test samples; of a drop in
+            accuracy, what is gained taken off.
         samples: How many samples tested; they chose nothing.
     """
 
@@ -63,7 +67,7 @@ def certified(
         ValueError: If so few samples cannot show the target, with the number needed, or
             not even the safest thresholds pass.
     """
-    test = RiskTest(confidence)
+    test = RiskTest(confidence, gains_count=target.gains_count)
     limits = _limits(target, survey.answers)
     chosen_by, tested_on = _split(survey, target, test, limits, seed)
     walked: list[list[float | None]] = []
@@ -119,7 +123,8 @@ def _losses(
     taken = answers.exits(thresholds)
     if target.is_risk:
         good = target.good(answers.correct, answers.agrees)
-        return [~good[taken, np.arange(answers.samples)]]
+        here = good[taken, np.arange(answers.samples)]
+        return [np.subtract(good[-1], here, dtype=float) if target.gains_count else ~here]
     if target.name == "exit_shares":
         return [taken > index for index in range(len(answers.criteria))]
     least, most = answers.costs[0], answers.costs[-1]
@@ -129,7 +134,7 @@ def _losses(
 def _split(
     survey: Survey, target: Target, test: RiskTest, limits: list[float], seed: int
 ) -> tuple[Survey, Answers]:
-    """Samples for the path and for the test: halves, but the test gets what it needs."""
+    """Samples for the path and for the test, which gets what it needs."""
     samples = survey.answers.samples
     least = max(test.samples_needed(limit) for limit in limits)
     enough = least + FEWEST_FOR_A_PATH
@@ -149,8 +154,9 @@ def _split(
         )
     # A test that just suffices lets no loss pass; a tenth more costs the path little.
     wanted = min(math.ceil(1.1 * least), samples - FEWEST_FOR_A_PATH)
-    tested = max(math.ceil(samples / 2), wanted)
-    return survey.halves(tested, seed)
+    tested = max(math.ceil(TESTED * samples), wanted)
+    tested = min(tested, samples - FEWEST_FOR_A_PATH)
+    return survey.parts(tested, seed)
 
 
 # ---- In words -----------------------------------------------------------------------
@@ -161,14 +167,16 @@ def _statement(target: Target, test: RiskTest, answers: Answers) -> str:
         start = f"With {100 * float(test.confidence):g} % confidence,"
     value = target.value
     says = {
-        "max_accuracy_drop": "the last exit's right answer is lost for at most "
-        "{:.4g} % of new samples, so accuracy drops by no more",
+        "max_accuracy_drop": "accuracy on new samples drops by at most {:.4g} points",
+        "max_lost_answers": "the last exit's right answer is lost for at most {:.4g} % of "
+        "new samples, so accuracy drops by no more",
         "min_accuracy": "accuracy on new samples is at least {:.4g} %",
         "max_disagreement": "the answer differs from the last exit's for at most "
         "{:.4g} % of new samples",
     }
     if target.is_risk:
-        return f"{start} {says[target.name].format(100 * value)}."
+        said = says[target.name].format(100 * value)
+        return f"{start} {said.replace(' 1 points', ' 1 point')}."
     if target.name == "max_cost":
         share = 100 * value / answers.costs[-1]
         return (

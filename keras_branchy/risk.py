@@ -2,6 +2,8 @@
 """Tests of a risk on held-out samples, and the walk along a path of candidates.
 
 A *risk* is the mean of a loss in [0, 1] over all data to come; a *limit* is what it may be.
+Where gains count, a loss is 1 for an answer that is lost, -1 for one that is gained, and
+the risk is the drop in accuracy (`drop_test`).
 With a confidence, Learn-Then-Test (Angelopoulos et al., 2021, arXiv 2110.01052): each
 candidate's p-value bounds the chance of seeing so small a loss if its risk were above the
 limit; candidates are tested in an order fixed beforehand, from the safest, and the walk
@@ -18,7 +20,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Evidence", "RiskTest", "binomial_cdf"]
+from keras_branchy.binomial import binomial_cdf
+from keras_branchy.drop_test import drop_test
+
+__all__ = ["Evidence", "RiskTest"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class RiskTest:
     Args:
         confidence: Probability, over the draw of the calibration samples, with which the
             limit is to be kept; or `"mean"`, for keeping it on average over these draws.
+        gains_count: Whether losses are -1, 0 or 1, and not from 0 to 1.
 
     Example:
 
@@ -59,6 +65,7 @@ class RiskTest:
     """
 
     confidence: float | str
+    gains_count: bool = False
 
     def __post_init__(self) -> None:
         given = self.confidence
@@ -93,7 +100,12 @@ class RiskTest:
         return math.ceil(math.log(self.error) / math.log1p(-limit) - 1e-9)
 
     def losses_allowed(self, samples: int, limit: float) -> int:
-        """How many of `samples` may have a loss of 1; -1 if not even none is enough."""
+        """How many of `samples` may have a loss of 1; -1 if not even none is enough.
+
+        Where gains count, this is so without any.
+        """
+        if self.gains_count and not self.on_average:
+            return drop_test(samples, limit, self.error).losses_allowed(0)
         if self.on_average:
             return math.floor((samples + 1) * limit + 1e-9) - 1
         most = math.ceil(samples * limit)
@@ -104,7 +116,8 @@ class RiskTest:
         """Tests whether the mean loss of data to come is at most `limit`.
 
         Args:
-            losses: [n] in [0, 1], of samples that had no part in choosing the candidate.
+            losses: [n] in [0, 1], or -1, 0 or 1 where gains count, of samples that had no
+                part in choosing the candidate.
             limit: The largest mean loss.
         """
         losses = np.asarray(losses, np.float64)
@@ -113,6 +126,9 @@ class RiskTest:
             passes = True
         elif self.on_average:
             passes = total + 1 <= (count + 1) * limit * (1 + 1e-12)
+        elif self.gains_count:
+            lost, gained = (int((losses == sign).sum()) for sign in (1, -1))
+            passes = limit > 0 and drop_test(count, limit, self.error).passes(lost, gained)
         elif np.isin(losses, (0.0, 1.0)).all():
             passes = total <= self.losses_allowed(count, limit)
         else:
@@ -135,19 +151,6 @@ class RiskTest:
                 break
             passed.append(evidence)
         return passed
-
-
-def binomial_cdf(successes: np.ndarray, trials: int, probability: float) -> np.ndarray:
-    """P(X ≤ k) for X ~ Binomial(trials, probability), for each k of `successes`."""
-    successes = np.asarray(successes)
-    if probability <= 0 or probability >= 1:
-        return np.where(successes >= (trials if probability >= 1 else 0), 1.0, 0.0)
-    k = np.arange(min(int(successes.max(initial=0)), trials) + 1)
-    steps = np.log(trials - k[:-1]) - np.log(k[:-1] + 1)
-    choose = np.concatenate([[0.0], np.cumsum(steps)])
-    logs = choose + k * math.log(probability) + (trials - k) * math.log1p(-probability)
-    sums = np.minimum(np.cumsum(np.exp(logs)), 1.0)
-    return np.where(successes < 0, 0.0, sums[successes.clip(0, len(k) - 1)])
 
 
 def _hoeffding_bentkus(mean: float, count: int, limit: float) -> float:

@@ -19,7 +19,7 @@ Cuts = tuple[int, ...]
 class Survey:
     """Held-out answers with all that was searched on them.
 
-    Sorted scores, fronts, halves and paths depend on the samples, and not on the confidence
+    Sorted scores, fronts, parts and paths depend on the samples, and not on the confidence
     that is asked for, so each is made once.
 
     Args:
@@ -30,8 +30,8 @@ class Survey:
         self.answers = answers
         self.paths: dict[tuple[str, str], CandidatePath] = {}
         self._searches: dict[bytes, ThresholdSearch] = {}
-        self._fronts: dict[bytes, list[Cuts]] = {}
-        self._halves: dict[tuple[int, int], tuple[Survey, Answers]] = {}
+        self._fronts: dict[tuple[bytes, bool], list[Cuts]] = {}
+        self._parts: dict[tuple[int, int], tuple[Survey, Answers]] = {}
 
     def search(self, counted: np.ndarray) -> ThresholdSearch:
         """The search that counts these answers [N, n] bool."""
@@ -43,23 +43,23 @@ class Survey:
             )
         return self._searches[key]
 
-    def front(self, counted: np.ndarray) -> list[Cuts]:
+    def front(self, counted: np.ndarray, thorough: bool = True) -> list[Cuts]:
         """The front of that search, as `ThresholdSearch.front` gives it."""
-        key = counted.tobytes()
+        key = counted.tobytes(), thorough
         if key not in self._fronts:
-            self._fronts[key] = self.search(counted).front()
+            self._fronts[key] = self.search(counted).front(thorough)
         return self._fronts[key]
 
-    def halves(self, tested: int, seed: int) -> tuple[Survey, Answers]:
+    def parts(self, tested: int, seed: int) -> tuple[Survey, Answers]:
         """The samples drawn to choose on, and `tested` others to test on."""
-        if (tested, seed) not in self._halves:
+        if (tested, seed) not in self._parts:
             order = np.random.default_rng(seed).permutation(self.answers.samples)
             chosen_by, tested_on = order[tested:], order[:tested]
-            self._halves[tested, seed] = (
+            self._parts[tested, seed] = (
                 Survey(self.answers.of(chosen_by)),
                 self.answers.of(tested_on),
             )
-        return self._halves[tested, seed]
+        return self._parts[tested, seed]
 
 
 class CandidatePath:

@@ -15,6 +15,7 @@ __all__ = ["TARGETS", "Target"]
 TARGETS = (
     "max_accuracy_drop",
     "min_accuracy",
+    "max_lost_answers",
     "max_disagreement",
     "max_cost",
     "exit_shares",
@@ -60,6 +61,11 @@ class Target:
         return self.name not in ("max_cost", "exit_shares")
 
     @property
+    def gains_count(self) -> bool:
+        """Whether answers that early exit gains make up for those that it loses."""
+        return self.name == "max_accuracy_drop"
+
+    @property
     def limit(self) -> float:
         """The largest share of bad answers."""
         return 1.0 - self.value if self.name == "min_accuracy" else self.value
@@ -69,7 +75,7 @@ class Target:
         if self.name == "max_disagreement":
             return agrees
         # What the last exit gets wrong cannot be lost.
-        return correct | ~correct[-1] if self.name == "max_accuracy_drop" else correct
+        return correct | ~correct[-1] if self.name == "max_lost_answers" else correct
 
     def needed(self, correct: np.ndarray, agrees: np.ndarray) -> tuple[np.ndarray, int]:
         """What to count [N, n] on these samples themselves, and how many there must be.
@@ -77,8 +83,8 @@ class Target:
         A drop is the difference of two accuracies, so gains make up for losses.
         """
         samples = correct.shape[1]
-        if self.name == "max_disagreement":
-            return agrees, samples - _floor(self.value * samples)
+        if self.name in ("max_disagreement", "max_lost_answers"):
+            return self.good(correct, agrees), samples - _floor(self.value * samples)
         if self.name == "min_accuracy":
             return correct, math.ceil(self.value * samples - 1e-9)
         return correct, int(correct[-1].sum()) - _floor(self.value * samples)

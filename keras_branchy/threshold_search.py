@@ -29,6 +29,8 @@ MAX_SWEEPS = 20
 ALL = 2**16
 # Otherwise those of a block of exits; four times as many save less than 0.1 % of cost.
 CELLS, CELLS_IN_PASSING = 2**14, 2**12
+# Of the whole model's cost, what a block must save for the search to go on in passing.
+LEAST_IN_PASSING = 1e-4
 # Places from which the search for the cheapest cuts starts, beside nobody leaving early.
 STARTS = 3
 # Up to here three exits are optimised together, where two at a time find nothing more: of
@@ -39,7 +41,8 @@ TRIPLES_UP_TO = 8
 class ThresholdSearch:
     """The search for cuts. A cut of an exit is a rank: samples of lower rank leave.
 
-    Cuts lie between different scores only, since equal scores leave together.
+    Cuts lie between different scores only, since equal scores leave together. What counts
+    as correct is [N, n], bool or in parts.
     """
 
     def __init__(
@@ -49,7 +52,7 @@ class ThresholdSearch:
         costs: Sequence[float] | np.ndarray,
         criteria: Sequence[str],
     ):
-        self.correct = np.asarray(correct, bool)
+        self.correct = np.asarray(correct)
         self.samples = self.correct.shape[1]
         self.exits = len(criteria)
         self.costs = np.asarray(costs, np.float64) / costs[-1]
@@ -70,21 +73,22 @@ class ThresholdSearch:
         return self.exits - first.astype(np.intp)
 
     def _right(self, exits: np.ndarray) -> np.ndarray:
-        """Whether each sample is right at its exit, [n]."""
+        """What each sample counts as at its exit, [n]."""
         return self.correct.reshape(-1).take(exits * self.samples + self._columns)
 
-    def measure(self, cuts: Sequence[int]) -> tuple[int, float]:
+    def measure(self, cuts: Sequence[int]) -> tuple[float, float]:
         """Correct answers, and the mean cost as a share of the whole model's."""
         exits = self.taken(cuts)
-        right = np.count_nonzero(self._right(exits))
-        return int(right), float(self.costs[exits].mean())
+        return _total(self._right(exits)), float(self.costs[exits].mean())
 
-    def front(self) -> list[tuple[int, ...]]:
+    def front(self, thorough: bool = True) -> list[tuple[int, ...]]:
         """Operating points that none beats in accuracy and cost, by rising cost."""
         cuts: tuple[int, ...] = (0,) * self.exits
         visited = [cuts]
-        for price in PRICES:
-            cuts = self._improve(cuts, 1, lambda right, cost, p=price: p * cost - right)
+        for price in PRICES if thorough else PRICES[::2]:
+            cuts = self._improve(
+                cuts, 1, lambda right, cost, p=price: p * cost - right, not thorough
+            )
             visited.append(cuts)
         return self.unbeaten(visited)
 
@@ -92,7 +96,7 @@ class ThresholdSearch:
         """Those of `points` that none beats in accuracy and cost, by rising cost."""
         measured = [(*self.measure(cuts), cuts) for cuts in dict.fromkeys(points)]
         front: list[tuple[int, ...]] = []
-        best = -1
+        best = -math.inf
         for right, _, cuts in sorted(measured, key=lambda found: (found[1], -found[0])):
             if right > best:
                 front.append(cuts)
@@ -100,7 +104,7 @@ class ThresholdSearch:
         return front
 
     def cheapest(
-        self, front: Sequence[tuple[int, ...]], needed: int, thorough: bool = True
+        self, front: Sequence[tuple[int, ...]], needed: float, thorough: bool = True
     ) -> tuple[int, ...]:
         """The cheapest cuts found with `needed` correct answers, or else the most correct.
 
@@ -175,10 +179,11 @@ class ThresholdSearch:
         if math.prod(len(order.cuts) for order in self.orders) <= ALL:
             return self._improve_block(cuts, tuple(range(self.exits)), loss, math.inf)
         cells = CELLS_IN_PASSING if in_passing else CELLS
+        least = LEAST_IN_PASSING * self.samples if in_passing else 1e-6
         for _ in range(MAX_SWEEPS):
             before = cuts
             for block in self._blocks(most):
-                cuts = self._improve_block(cuts, block, loss, cells)
+                cuts = self._improve_block(cuts, block, loss, cells, least)
             if cuts == before:
                 break
         return cuts
@@ -194,6 +199,7 @@ class ThresholdSearch:
         block: tuple[int, ...],
         loss: Callable,
         cells: float,
+        least: float = 1e-6,
     ) -> tuple[int, ...]:
         block = tuple(sorted(block))
         room = math.inf if len(block) == 1 else cells ** (1 / len(block))
@@ -204,7 +210,7 @@ class ThresholdSearch:
             for index, ranks in zip(block, tried, strict=True)
         )
         best = np.unravel_index(values.argmin(), values.shape)
-        if values[best] > values[here] - 1e-6:
+        if values[best] > values[here] - least:
             return cuts
         chosen = list(cuts)
         for index, ranks, place in zip(block, tried, best, strict=True):
@@ -222,7 +228,7 @@ class ThresholdSearch:
         fixed = [0 if index in block else cut for index, cut in enumerate(cuts)]
         everyone = self.taken(fixed)
         right_otherwise = self._right(everyone)
-        right = np.array(np.count_nonzero(right_otherwise), np.float64)
+        right = np.array(_total(right_otherwise), np.float64)
         cost = np.array(np.bincount(everyone, minlength=self.exits + 1) @ self.costs)
         # The others' cuts decide for those who leave before the block.
         here = np.flatnonzero(everyone > block[0])
@@ -242,6 +248,10 @@ class ThresholdSearch:
             right = right[..., None] + _summed(cell, gained, shape)
             cost = cost[..., None] + _summed(cell, saved, shape)
         return right, cost
+
+
+def _total(right: np.ndarray) -> float:
+    return int(np.count_nonzero(right)) if right.dtype == bool else float(right.sum())
 
 
 def _places(ranks: np.ndarray, samples: int) -> np.ndarray:

@@ -423,6 +423,9 @@ def test_an_accuracy_and_an_agreement_are_kept_at_the_least_cost(seed):
                        agrees=agrees)  # fmt: skip
     best = cheapest_of_all(scores, agrees, costs, 36)
     assert report.cost == pytest.approx(best)
+    report = calibrate(scores, correct, costs, criteria, 10, max_lost_answers=0.1)
+    best = cheapest_of_all(scores, correct | ~correct[-1], costs, 36)
+    assert report.cost == pytest.approx(best)
 
 
 def test_an_accuracy_that_no_exit_has():

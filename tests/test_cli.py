@@ -156,6 +156,7 @@ def test_calibrate_takes_shares_and_a_part_of_the_data(place, tmp_path):
     [
         (("--min-accuracy", "0.5"), {"min_accuracy": 0.5}),
         (("--max-disagreement", "0.1"), {"max_disagreement": 0.1}),
+        (("--max-lost-answers", "0.1"), {"max_lost_answers": 0.1}),
         (("--max-cost", "6e3"), {"max_cost": 6000.0}),
         (
             ("--max-cost", "900us", "--profile", "PROFILE", "--profile-batch-size", "4"),

@@ -7,7 +7,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from keras_branchy.risk import RiskTest, _hoeffding_bentkus, binomial_cdf
+from keras_branchy.binomial import binomial_cdf, binomial_interval, log_factorials
+from keras_branchy.drop_test import drop_test
+from keras_branchy.risk import RiskTest, _hoeffding_bentkus
 
 
 def exact_cdf(successes, trials, probability):
@@ -28,6 +30,21 @@ def test_the_binomial_distribution(trials, probability):
     k = np.arange(-1, trials + 1)
     want = [exact_cdf(int(x), trials, probability) for x in k]
     np.testing.assert_allclose(binomial_cdf(k, trials, probability), want, rtol=1e-10)
+
+
+@pytest.mark.parametrize("trials, first, last", [(60, 0, 0), (60, 3, 7), (40, 40, 40)])
+def test_the_interval_of_a_probability_is_clopper_and_pearsons(trials, first, last):
+    least, most = binomial_interval(first, last, trials, 0.02)
+    if first > 0:
+        assert 1 - exact_cdf(first - 1, trials, least) == pytest.approx(0.01, rel=1e-6)
+    if last < trials:
+        assert exact_cdf(last, trials, most) == pytest.approx(0.01, rel=1e-6)
+    assert (least == 0) is (first == 0) and (most == 1) is (last == trials)
+
+
+def test_factorials():
+    want = [math.log(math.factorial(k)) for k in range(30)]
+    np.testing.assert_allclose(log_factorials(29), want, rtol=1e-13)
 
 
 def test_the_binomial_distribution_at_its_ends():
@@ -79,6 +96,30 @@ def test_losses_that_are_no_zeros_and_ones():
     wrong = np.mean([test(rng.beta(2, 3, 400), 0.399).passes for _ in range(2000)])
     assert wrong <= 0.1 + 3 * math.sqrt(0.09 / 2000)
     assert np.mean([test(rng.beta(2, 3, 400), 0.5).passes for _ in range(200)]) > 0.9
+
+
+def test_where_gains_count_they_make_up_for_losses():
+    test = RiskTest(0.95, gains_count=True)
+    losses = np.zeros(5000)
+    losses[:60] = 1
+    assert not test(losses, 0.01).passes
+    losses[60:120] = -1
+    found = test(losses, 0.01)
+    assert found.passes and found.risk == 0
+    assert not test(losses, 0.0).passes and test(losses, 1.0).passes
+    assert test.losses_allowed(5000, 0.01) == drop_test(5000, 0.01, 0.05).losses_allowed(0)
+    mean = RiskTest("mean", gains_count=True)
+    assert mean(losses, 1 / 5001).passes and not mean(losses, 0.99 / 5001).passes
+    assert mean.samples_needed(0.01) == 99 and mean.losses_allowed(99, 0.01) == 0
+
+
+@pytest.mark.parametrize("confidence, limit", [(0.95, 0.01), (0.9, 0.05), (0.99, 0.02)])
+def test_a_drop_needs_no_more_samples_than_lost_answers(confidence, limit):
+    needed = RiskTest(confidence, gains_count=True).samples_needed(limit)
+    assert needed == RiskTest(confidence).samples_needed(limit)
+    for count in (needed - 1, needed, needed + 40):
+        passes = RiskTest(confidence, gains_count=True)(np.zeros(count), limit).passes
+        assert passes is (count >= needed)
 
 
 def test_the_walk_ends_at_the_first_that_fails():

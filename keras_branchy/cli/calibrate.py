@@ -68,6 +68,17 @@ def command(
             rich_help_panel=_TARGET,
         ),
     ] = None,
+    max_lost_answers: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Share of the answers that the last exit would have right and that may be "
+            "wrong, whatever others gain.",
+            show_default=False,
+            rich_help_panel=_TARGET,
+        ),
+    ] = None,
     max_disagreement: Annotated[
         float | None,
         typer.Option(
@@ -161,6 +172,7 @@ def command(
     target = _target(
         max_accuracy_drop=max_accuracy_drop,
         min_accuracy=min_accuracy,
+        max_lost_answers=max_lost_answers,
         max_disagreement=max_disagreement,
         max_cost=limit_of_cost,
         exit_shares=numbers(exit_shares, "--exit-shares"),
