@@ -13,7 +13,7 @@ import numpy as np
 if TYPE_CHECKING:
     from keras_branchy.branchy_model import BranchyModel
 
-__all__ = ["batches_of"]
+__all__ = ["batches_of", "is_arrays"]
 
 
 def batches_of(
@@ -48,7 +48,7 @@ def batches_of(
     """
     batches: Iterator
     total: int | None
-    if _is_arrays(data):
+    if is_arrays(data):
         batches, total = _slices(data, y, 32 if batch_size is None else batch_size)
     else:
         _check_alone(y, batch_size, data)
@@ -73,7 +73,8 @@ def batches_of(
         progress.update(done, finalize=True)
 
 
-def _is_arrays(data: Any) -> bool:
+def is_arrays(data: Any) -> bool:
+    """Whether `data` is samples, and not batches of them."""
     return isinstance(data, (list, tuple, dict)) or hasattr(data, "shape")
 
 

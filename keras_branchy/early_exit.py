@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Staged inference: as one `tf.function`, or stage by stage as samples come together."""
+"""Staged inference as one `tf.function`: run a stage, gate, go on with who stays."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
-from keras_branchy.batches import batches_of
+from keras_branchy.batches import batches_of, is_arrays
 from keras_branchy.exit_gate import exit_gate
 from keras_branchy.graph import producer
-from keras_branchy.stage_functions import StageFunctions, rules_of
-from keras_branchy.streaming import check_max_wait, in_order
 from keras_branchy.thresholds import gate_thresholds
-from keras_branchy.walk import Walk
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
     from keras_branchy.branchy_model import BranchyModel
 
-__all__ = ["EarlyExitResult", "build", "predict", "stream"]
+__all__ = ["EarlyExitResult", "build", "good_batch_size", "predict", "stream"]
+
+# Of the largest activation, at the batch size that is taken when none is given.
+_ACTIVATION_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,12 @@ def build(model: BranchyModel) -> tf.types.experimental.GenericFunction:
     Raises:
         RuntimeError: If Keras runs on another backend than TensorFlow.
     """
-    _check_backend()
+    if keras.backend.backend() != "tensorflow":
+        raise RuntimeError(
+            "Staged inference runs on Keras' TensorFlow backend. Received: "
+            f"KERAS_BACKEND={keras.backend.backend()}. Save the model, set "
+            "KERAS_BACKEND=tensorflow and load it there; thresholds are in the file."
+        )
     import tensorflow as tf
 
     staged = _Staged(model)
@@ -62,15 +68,6 @@ def build(model: BranchyModel) -> tf.types.experimental.GenericFunction:
     )
     thresholds = tf.TensorSpec([len(model.criteria)], tf.float32, "thresholds")
     return tf.function(staged.run, input_signature=[inputs, thresholds], autograph=False)
-
-
-def _check_backend() -> None:
-    if keras.backend.backend() != "tensorflow":
-        raise RuntimeError(
-            "Staged inference runs on Keras' TensorFlow backend. Received: "
-            f"KERAS_BACKEND={keras.backend.backend()}. Save the model, set "
-            "KERAS_BACKEND=tensorflow and load it there; thresholds are in the file."
-        )
 
 
 class _Staged:
@@ -187,54 +184,47 @@ def predict(
     steps: int | None,
 ) -> EarlyExitResult:
     """Runs staged inference over data; see `BranchyModel.predict_early`."""
-    thresholds = gate_thresholds(model.thresholds, model.criteria)
-    batches = (x for x, _ in batches_of(model, data, None, batch_size, verbose, steps))
-    if _on_accelerator():
-        parts = [_in_graph(model, x, thresholds) for x in batches]
-        return EarlyExitResult(
-            **{name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        )
-    engine = StageFunctions(model)
-    walk = _walk(model, thresholds)
-    for x in batches:
-        walk.enter(engine, *engine.named(x))
-    walk.flush(engine)
-    return EarlyExitResult(**walk.answers(walk.entered))
+    parts = list(_answers(model, data, batch_size, verbose, steps))
+    return EarlyExitResult(
+        **{name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    )
 
 
 def stream(
+    model: BranchyModel, data: Any, batch_size: int | None, steps: int | None
+) -> Iterator[EarlyExitResult]:
+    """Answers batch by batch; see `BranchyModel.stream_early`."""
+    answers = _answers(model, data, batch_size, 0, steps)
+    return (EarlyExitResult(**part) for part in answers)
+
+
+def _answers(
     model: BranchyModel,
     data: Any,
     batch_size: int | None,
+    verbose: Any,
     steps: int | None,
-    max_wait: float | None,
-) -> Iterator[EarlyExitResult]:
-    """Answers batch by batch; see `BranchyModel.stream_early`."""
-    check_max_wait(max_wait)
+) -> Iterator[dict[str, np.ndarray]]:
     thresholds = gate_thresholds(model.thresholds, model.criteria)
-    batches = (x for x, _ in batches_of(model, data, None, batch_size, 0, steps))
-    if _on_accelerator():
-        return (EarlyExitResult(**_in_graph(model, x, thresholds)) for x in batches)
-    engine = StageFunctions(model)
-    found = in_order(
-        _walk(model, thresholds), engine.lent, map(engine.named, batches), max_wait
+    run = model.early_exit
+    if batch_size is None and is_arrays(data):
+        batch_size = good_batch_size(model)
+    batches = batches_of(model, data, None, batch_size, verbose, steps)
+    return (
+        {name: answer.numpy() for name, answer in run(x, thresholds).items()}
+        for x, _ in batches
     )
-    return (EarlyExitResult(**answers) for answers, _ in found)
 
 
-def _on_accelerator() -> bool:
-    """Whether leaving the graph between stages would mean copies to the host and back."""
-    _check_backend()
-    import tensorflow as tf
+def good_batch_size(model: BranchyModel) -> int:
+    """How many samples to take at a time where nobody says: from 32 to 256.
 
-    return bool(tf.config.list_logical_devices("GPU"))
-
-
-def _in_graph(model: BranchyModel, x: Any, thresholds: np.ndarray) -> dict[str, np.ndarray]:
-    answers = model.early_exit(x, thresholds)
-    return {name: answer.numpy() for name, answer in answers.items()}
-
-
-def _walk(model: BranchyModel, thresholds: np.ndarray) -> Walk:
-    rules = rules_of(model)
-    return Walk(rules, rules.gates(), thresholds, slots=1, capacity=1024)
+    Calls and small batches of those who go on cost less at 256, unless a sample is so large
+    that so many of them are too much for the memory.
+    """
+    tensors = [
+        tensor for layer in model.layers for tensor in keras.tree.flatten(layer.output)
+    ]
+    sizes = [math.prod(axis or 1 for axis in tensor.shape[1:]) for tensor in tensors]
+    fitting = _ACTIVATION_BYTES // (4 * max(sizes))
+    return next((size for size in (256, 128, 64) if size <= fitting), 32)

@@ -104,15 +104,12 @@ class EarlyExiting(ExitScores):
     ) -> EarlyExitResult:
         """Predicts with early exits: each sample stops at the first exit that is sure.
 
-        On a CPU the samples that stay at an exit wait until they are as many as a batch, so
-        that later stages, which few samples reach, run for many at a time. On a GPU each
-        batch is one call of `early_exit`.
-
         Args:
             x: As for `predict`: arrays, tensors, a list or dict of them, a
                 `tf.data.Dataset`, a `keras.utils.PyDataset` or a generator of batches.
                 Labels and weights in it are ignored.
-            batch_size: Samples at a time for arrays, 32 by default.
+            batch_size: Samples at a time for arrays; by default 256, and as few as 32
+                where a sample's activations are large.
             verbose: `"auto"`, 0 (silent), 1 (Keras' progress bar) or 2 (one line).
             steps: How many batches to take, for endless data.
 
@@ -133,27 +130,21 @@ class EarlyExiting(ExitScores):
         x: Any,
         batch_size: int | None = None,
         steps: int | None = None,
-        max_wait: float | None = None,
     ) -> Iterator[EarlyExitResult]:
         """`predict_early` for data without an end: answers come batch by batch, in order.
 
-        Memory stays the same however long it goes on. On a CPU samples wait for one
-        another as in `predict_early`, so answers come some batches late, 64 at most;
-        `max_wait` bounds it.
+        Memory stays the same however long it goes on.
 
         Args:
             x: As for `predict_early`.
-            batch_size: Samples at a time for arrays, 32 by default.
+            batch_size: As for `predict_early`.
             steps: How many batches to take.
-            max_wait: Seconds after which a batch is answered with the next that comes,
-                though its samples are few for the later stages; 0 answers each at once.
 
         Yields:
             An `EarlyExitResult` for each batch.
 
         Raises:
-            ValueError: If thresholds are not set, `max_wait` is negative or no number, or
-                `x` is no data.
+            ValueError: If thresholds are not set, or `x` is no data.
 
         Example:
 
@@ -170,7 +161,7 @@ class EarlyExiting(ExitScores):
         """
         from keras_branchy.early_exit import stream
 
-        return stream(self, x, batch_size, steps, max_wait)
+        return stream(self, x, batch_size, steps)
 
     def calibrate(
         self,

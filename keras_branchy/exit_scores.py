@@ -34,13 +34,12 @@ class Settings:
     stages: tuple | None = None
     all_exits: keras.Model | None = None
     early_exit: Any = None
-    functions: list | None = None
     seen: SeenData = field(default_factory=SeenData)
     fitted: SeenData = field(default_factory=SeenData)
 
     def forget_stages(self) -> None:
         """Drops what was made of the cut, and what was chosen on its scores."""
-        self.stages = self.all_exits = self.gates = self.functions = None
+        self.stages = self.all_exits = self.gates = None
         self.fitted = SeenData()
         self.forget_scores()
 

@@ -38,7 +38,6 @@ LAYERS = (
     ("branchy_model",),
     ("stages", "batches"),
     ("stage_logits",),
-    ("stage_functions",),
     ("early_exit", "cost"),
     ("scoring",),
     ("export",),

@@ -185,8 +185,7 @@ def test_data_of_every_kind_gives_the_same_answers(rng):
             np.testing.assert_array_equal(getattr(got, field), getattr(want, field))
 
 
-@pytest.mark.parametrize("max_wait", [None, 0])
-def test_a_stream_gives_the_same_answers_batch_by_batch(rng, max_wait):
+def test_a_stream_gives_the_same_answers_batch_by_batch(rng):
     model = BranchyModel(residual(), exits("stem", "late"))
     x = images(50, rng)
     model.thresholds = at_median(model, x)
@@ -194,7 +193,7 @@ def test_a_stream_gives_the_same_answers_batch_by_batch(rng, max_wait):
     assert len(np.unique(want.exits)) == 3
     data = tf.data.Dataset.from_tensor_slices(x).batch(16)
     for given, options in ((x, {"batch_size": 16}), (data, {})):
-        got = list(model.stream_early(given, max_wait=max_wait, **options))
+        got = list(model.stream_early(given, **options))
         assert [len(part) for part in got] == [16, 16, 16, 2]
         for field in ("labels", "exits"):
             joined = np.concatenate([getattr(part, field) for part in got])
@@ -208,23 +207,15 @@ def test_a_stream_is_refused_before_it_begins(given):
     x = rows((SURE, SURE, SURE))
     with pytest.raises(ValueError, match="no thresholds yet"):
         given.stream_early(x)
-    given.thresholds = [0.5, 0.5]
-    with pytest.raises(ValueError, match="`max_wait` must be a number"):
-        given.stream_early(x, max_wait=-1)
 
 
-def test_on_an_accelerator_each_batch_is_one_call_of_the_graph(given, rng, monkeypatch):
-    given.thresholds = [0.9, 0.9]
-    x = rng.random((10, 12), np.float32)
-    want = given.predict_early(x, batch_size=4, verbose=0)
-    monkeypatch.setattr(early_exit, "_on_accelerator", lambda: True)
-    got = given.predict_early(x, batch_size=4, verbose=0)
-    parts = list(given.stream_early(x, batch_size=4))
-    assert given.early_exit.experimental_get_tracing_count() == 1
-    for field in ("labels", "exits"):
-        np.testing.assert_array_equal(getattr(got, field), getattr(want, field))
-        joined = np.concatenate([getattr(part, field) for part in parts])
-        np.testing.assert_array_equal(joined, getattr(want, field))
+@pytest.mark.parametrize(("side", "expected"), [(8, 256), (256, 128), (512, 32)])
+def test_a_batch_size_is_chosen_by_the_largest_activation(side, expected):
+    inputs = keras.Input((side, side, 2))  # 4 bytes each: 512 kB at 256 x 256
+    x = layers.MaxPooling2D(side, name="tap")(inputs)
+    last = layers.Dense(3, activation="softmax")(layers.Flatten()(x))
+    model = BranchyModel(keras.Model(inputs, last), {"tap": ExitBranch(3)})
+    assert early_exit.good_batch_size(model) == expected
 
 
 def test_a_progress_bar_is_shown_unless_it_is_switched_off(given, capsys):

@@ -15,8 +15,8 @@ from project import fresh_python
 
 from keras_branchy import StageRunner
 from keras_branchy.criteria import CRITERIA, gate_scores
-from keras_branchy.runner.drivers import CascadeDriver, SampleDriver
 from keras_branchy.row_gate import row_gate
+from keras_branchy.runner.drivers import CascadeDriver, SampleDriver
 from keras_branchy.runner.stage_engine import StageEngine
 
 FLOATS = st.floats(-60, 60, width=32)
@@ -109,6 +109,36 @@ def test_one_runner_serves_several_threads():
     with ThreadPoolExecutor(4) as pool:
         for done in [pool.submit(check, runner, export) for _ in range(12)]:
             done.result()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("batch_size", "max_wait"), [(1, None), (None, None), (None, 0)])
+def test_a_stream_is_answered_in_order(batch_size, max_wait, threads):
+    export = exported("residual", batch_size=batch_size)
+    runner = StageRunner(export.folder, threads=threads)
+    parts = (rows(export.x, slice(at, at + 7)) for at in range(0, 60, 7))
+    given = list(runner.stream(parts, max_wait=max_wait))
+    assert [len(part) for part in given] == [7] * 8 + [4]
+    for field in ("exits", "labels"):
+        joined = np.concatenate([getattr(part, field) for part in given])
+        np.testing.assert_array_equal(joined, getattr(export.answer, field))
+    assert all(part.statistics.samples == len(part) > 0 < part.seconds for part in given)
+
+
+def test_a_runner_can_be_asked_while_it_streams():
+    export = exported("residual", batch_size=None)
+    runner = StageRunner(export.folder)
+    for _ in runner.stream([export.x, export.x], max_wait=0):
+        check(runner, export)
+
+
+def test_a_stream_of_a_runner_is_refused_before_it_begins():
+    runner = StageRunner(exported("residual", batch_size=None).folder)
+    with pytest.raises(ValueError, match="`max_wait` must be a number of seconds"):
+        runner.stream([], max_wait="soon")
+    runner.thresholds = None
+    with pytest.raises(ValueError, match="has no thresholds, so it cannot tell"):
+        runner.stream([])
 
 
 def test_no_sample_gives_empty_answers():

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,60 +16,14 @@ import numpy as np
 
 from keras_branchy.runner.drivers import open_driver
 from keras_branchy.runner.manifest import Manifest
+from keras_branchy.runner.result import RunnerResult
 from keras_branchy.runner.samples import SampleReader
 from keras_branchy.runner.stage_engine import StageEngine, rules_of
+from keras_branchy.streaming import check_max_wait, in_order
 from keras_branchy.thresholds import check_thresholds, gate_thresholds
 from keras_branchy.walk import ANSWERS, Engine, Walk
 
-__all__ = ["CallStatistics", "RunnerResult", "StageRunner"]
-
-
-@dataclass(frozen=True)
-class CallStatistics:
-    """What one `predict` did.
-
-    Attributes:
-        samples: How many samples it was given.
-        reached: How many of them each stage computed, in exit order.
-        left: How many left at each exit.
-        seconds: Wall-clock time of the whole call.
-    """
-
-    samples: int
-    reached: list[int]
-    left: list[int]
-    seconds: float
-
-
-@dataclass(slots=True)
-class RunnerResult:
-    """Answers in the order of the input, as `BranchyModel.predict_early` gives them.
-
-    Attributes:
-        labels: [B] int64, the class of the largest logit at the exit taken.
-        probabilities: [B, C] float32, the softmax at the exit taken.
-        exits: [B] int64, the exit taken, an index into `StageRunner.exit_names`.
-        scores: [B] float32, the score of that exit's criterion (entropy for the last).
-        seconds: Wall-clock time of the call.
-        num_exits: How many exits the model has.
-    """
-
-    labels: np.ndarray
-    probabilities: np.ndarray
-    exits: np.ndarray
-    scores: np.ndarray
-    seconds: float
-    num_exits: int
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def statistics(self) -> CallStatistics:
-        """What the call did; counted when asked for, as it takes longer than a stage."""
-        left = np.bincount(self.exits, minlength=self.num_exits).tolist()
-        reached = [sum(left[index:]) for index in range(len(left))]
-        return CallStatistics(len(self), reached, left, self.seconds)
+__all__ = ["StageRunner"]
 
 
 class StageRunner:
@@ -171,8 +125,9 @@ class StageRunner:
         Raises:
             ValueError: If `x` does not fit the model, or there are no thresholds.
         """
-        start = time.perf_counter()
-        samples, count = self._read(x)
+        return self._result(x, self._gate_of(thresholds))
+
+    def _gate_of(self, thresholds: Sequence[float | None] | None) -> np.ndarray:
         gate = self._gate
         if thresholds is not None:
             gate = self._as_gate(check_thresholds(thresholds, self.exit_names[:-1]))
@@ -183,9 +138,13 @@ class StageRunner:
                 "model.calibrate(validation_data, max_accuracy_drop=0.01), or pass "
                 f"thresholds= with {len(self._criteria)} floats."
             )
-        answers = self._answers(samples, count, gate)
+        return gate
+
+    def _result(self, x: Any, gate: np.ndarray) -> RunnerResult:
+        start = time.perf_counter()
+        samples, count = self._read(x)
+        labels, probabilities, exits, scores = self._answers(samples, count, gate)
         seconds, exit_count = time.perf_counter() - start, len(self._criteria) + 1
-        labels, probabilities, exits, scores = answers
         return RunnerResult(labels, probabilities, exits, scores, seconds, exit_count)
 
     def _answers(self, samples: dict, count: int, gate: np.ndarray) -> list[np.ndarray]:
@@ -197,6 +156,42 @@ class StageRunner:
             walk.enter(crew, samples, count)
             walk.flush(crew)
         return [getattr(walk, name) for name in ANSWERS]
+
+    def stream(
+        self,
+        batches: Iterable[Any],
+        thresholds: Sequence[float | None] | None = None,
+        max_wait: float | None = None,
+    ) -> Iterator[RunnerResult]:
+        """Predicts batch after batch, in order, in memory that stays the same.
+
+        Where the files take several samples at a time, those that stay at an exit wait for
+        others until a chunk is full, also of later batches: answers come some batches late,
+        64 at most, and later stages run as fast as the first. `max_wait` bounds it.
+
+        Args:
+            batches: Each as `x` of `predict`.
+            thresholds: Instead of the runner's own, for this call.
+            max_wait: Seconds after which a batch is answered with the next that comes,
+                though its samples are few for the later stages; 0 answers each at once.
+
+        Yields:
+            A `RunnerResult` for each batch; its `seconds` are those since it came.
+
+        Raises:
+            ValueError: As `predict` does, or if `max_wait` is negative or no number.
+        """
+        check_max_wait(max_wait)
+        gate = self._gate_of(thresholds)
+        exits = len(self._criteria) + 1
+        if not self._in_batches:
+            return (self._result(batch, gate) for batch in batches)
+        walk = Walk(self._rules, self._gates, gate, self._threads, capacity=1024)
+        found = in_order(walk, self._crew, map(self._read, batches), max_wait)
+        return (
+            RunnerResult(**answers, seconds=seconds, num_exits=exits)
+            for answers, seconds in found
+        )
 
     def every_exit(self, x: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What each exit says of every sample, as `BranchyModel.calibrate` looks at it.
