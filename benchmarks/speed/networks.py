@@ -102,6 +102,20 @@ def load(network, store):
     return plain_of(model), model
 
 
+def settle(model, images, passes=8):
+    """Lets the normalizations of an untrained network see data, or values would explode."""
+    import keras
+
+    layers = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
+    before = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.momentum = 0.5
+    for index in range(passes if layers else 0):
+        model(images[32 * index % len(images) :][:32], training=True)
+    for layer, momentum in zip(layers, before, strict=True):
+        layer.momentum = momentum
+
+
 def plain_of(model):
     """The backbone of a model with exits: from its inputs to its last exit."""
     import keras

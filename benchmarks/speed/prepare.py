@@ -72,6 +72,7 @@ def pool(network, model, folder, info, plain):
         images, labels = on_real_data(network, model, info, plain)
     else:
         images, labels = made_up(model.inputs[0].shape[1:]), None
+        networks.settle(model, images)
         spread_out(model, images)
         info |= {"data": "made-up images", "thresholds": None}
     np.save(folder / "images.npy", np.ascontiguousarray(images, np.float32))
