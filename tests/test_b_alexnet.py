@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """B-AlexNet, against the published definition in NumPy, channels first."""
 
+import re
+
+import keras
 import numpy as np
 import pytest
+from keras import ops
 from published import conv, fully_connected, lrn, max_pool, relu
 
 from keras_branchy import cost, networks
 from keras_branchy.scoring import all_logits
+
+WHOLE = 28_247_296  # MACs of the plain network
 
 # Channels first, as kunglab/branchynet stores them: [out, in, rows, columns], [out, in].
 TRUNK = {
@@ -135,6 +141,59 @@ def test_branch_1_takes_up_to_four_convolutions(convs, features):
 def test_other_numbers_of_convolutions_are_refused(convs):
     with pytest.raises(ValueError, match=rf"0, 1, 2, 3 or 4 .* branch1_convs={convs!r}"):
         networks.b_alexnet(branch1_convs=convs)
+
+
+def test_the_light_exits_stand_on_the_same_trunk(rng):
+    model = networks.b_alexnet(light_exits=True)
+    plain = networks.b_alexnet(backbone_only=True)
+    assert [stage.live for stage in model.stages()] == [("pool1",), ("norm2",), ()]
+    for layer in plain.layers:
+        layer.set_weights(model.get_layer(layer.name).get_weights())
+    images = rng.random((3, 32, 32, 3), np.float32)
+    given = model.predict_on_batch(images)
+    np.testing.assert_array_equal(plain.predict_on_batch(images), given["exit_3"])
+    tensors = {"image": images}
+    for stage in model.stages():
+        tensors |= stage(tensors)
+        # Rounding of another order of sums.
+        np.testing.assert_allclose(
+            ops.softmax(tensors["logits"]), given[stage.exit_name], atol=1e-6
+        )
+
+
+def test_the_light_exits_cost_what_the_docstring_says():
+    model = networks.b_alexnet(light_exits=True)
+    rows = cost.stage_costs(model)
+    assert [row.trunk_macs for row in rows] == [
+        32 * 32 * 32 * 75,
+        16 * 16 * 64 * 800,
+        WHOLE - 32 * 32 * 32 * 75 - 16 * 16 * 64 * 800,
+    ]
+    # Convolutions of 32 and of 64 channels on 8x8 and on 4x4; a dense layer of 4,096.
+    heads = [8 * 8 * 64 * 288 + 4 * 4 * 64 * 576 + 10_240, 4096 * 64 + 640, 0]
+    assert [row.head_macs for row in rows] == heads
+    params = [branch.count_params() for branch in model.branches]
+    assert params == [64 * 289 + 64 * 577 + 10_250, 4097 * 64 + 650]
+    row = r"^ *\| \d \| .* \| ([\d,]+) \| (\d+) % \|$"
+    table = re.findall(row, networks.b_alexnet.__doc__, re.MULTILINE)
+    shares = [f"{100 * cells.macs_to_leave / WHOLE:.0f}" for cells in rows[:2]]
+    assert table == [(f"{n:,}", share) for n, share in zip(params, shares, strict=True)]
+
+
+def test_the_light_exits_answer_alike_from_a_file(tmp_path, rng):
+    model = networks.b_alexnet(4, light_exits=True)
+    model.save(tmp_path / "light.keras")
+    loaded = keras.models.load_model(tmp_path / "light.keras")
+    assert [stage.live for stage in loaded.stages()] == [("pool1",), ("norm2",), ()]
+    images = rng.random((2, 32, 32, 3), np.float32)
+    given, expected = loaded.predict_on_batch(images), model.predict_on_batch(images)
+    for name in model.exit_names:
+        np.testing.assert_array_equal(given[name], expected[name])
+
+
+def test_convolutions_of_a_branch_that_is_not_there_are_refused():
+    with pytest.raises(ValueError, match=r"branch1_convs=3 with light_exits=True"):
+        networks.b_alexnet(branch1_convs=3, light_exits=True)
 
 
 def test_classes_and_a_name_are_taken():

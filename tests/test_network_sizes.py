@@ -19,6 +19,7 @@ MAKERS = {
     "b_lenet(light_exit=True)": lambda: networks.b_lenet(light_exit=True),
     "cdl_lenet()": networks.cdl_lenet,
     "b_alexnet()": networks.b_alexnet,
+    "b_alexnet(light_exits=True)": lambda: networks.b_alexnet(light_exits=True),
     "b_resnet()": networks.b_resnet,
     'b_resnet(variant="chainer")': lambda: networks.b_resnet(variant="chainer"),
     "d_gate_resnet()": networks.d_gate_resnet,

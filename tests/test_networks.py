@@ -121,7 +121,8 @@ def test_b_lenet_taps_the_first_convolution_before_its_pooling():
 def test_the_light_exit_computes_nothing_of_the_trunk(rng):
     model, plain = networks.b_lenet(light_exit=True), networks.b_lenet(backbone_only=True)
     first, second = model.stages()
-    assert first.live == ("whole",) and first.model.count_params() == 592 + 4640 + 8010
+    assert (first.live, first.output_names) == (("image",), [])
+    assert first.model.count_params() == 592 + 4640 + 8010
     rows = cost.stage_costs(model)
     # By hand: 49 places of 6·6·16, 25 of 3·3·16·32, and 800·10.
     assert (rows[0].trunk_macs, rows[0].head_macs) == (0, 28_224 + 115_200 + 8_000)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from benchmarks.reproduction.schedules import schedule
-from benchmarks.reproduction.training import copy_weights
+from benchmarks.reproduction.training import copy_weights, freeze_all_but
 from keras_branchy import networks
 
 
@@ -91,6 +91,33 @@ def plain(trainer, recipe, data, which, seed):
 def branchy(trainer, recipe, data, which, seed, part="branchy", **options):
     """The trunk with its exits, trained together; `part` names variants."""
     return forked(trainer, recipe, data, which, seed, part, **options)
+
+
+def light(trainer, recipe, data, which, seed):
+    """The network with the exits that measured cost chose; a recipe of those with some."""
+    if recipe.build == "b_lenet":
+        return under_plain(trainer, recipe, data, which, seed, "light", light_exit=True)
+    return branchy(trainer, recipe, data, which, seed, "light", light_exits=True)
+
+
+def under_plain(trainer, recipe, data, which, seed, part, **options):
+    """Exits that train under the plain network as it is, and as long as the branchy one."""
+    plan = schedule(recipe.kind, which)
+    copy = copy_weights(plain(trainer, recipe, data, which, seed))
+
+    def start(model):
+        copy(model)
+        freeze_all_but(model, model.exit_names[:-1])
+
+    return trainer.trained(
+        f"{recipe.name}-{which}-{seed}/{part}",
+        lambda: recipe.make(**options),
+        data,
+        plan.joint,
+        schedule=plan,
+        seed=seed,
+        start=start,
+    )
 
 
 def forked(trainer, recipe, data, which, seed, part, compile_as=None, **options):

@@ -8,7 +8,6 @@ from keras.layers import (
     Conv2D,
     Dense,
     Flatten,
-    Identity,
     MaxPooling2D,
     ReLU,
     ZeroPadding2D,
@@ -54,7 +53,9 @@ def b_lenet(
     `light_exit` puts another first exit under the same trunk, not the published one: it
     reads the image itself with two strided convolutions, 0.151 M multiply-accumulates, and
     nothing of the trunk is computed for an image that leaves. On a CPU, where `conv1` costs
-    more than that, it is the faster one; `benchmarks/litert.py` compares them.
+    more than that, it is the faster one: `benchmarks/exit_costs.py` has the candidates, and
+    `benchmarks/litert.py` compares the files. It shares nothing with the trunk, and may be
+    trained under a plain network as it is.
 
     Args:
         num_classes: Number of classes.
@@ -85,16 +86,15 @@ def b_lenet(
     if backbone_only:
         return _lenet(num_classes, name or "lenet")
     if light_exit:
-        exits = {"whole": ExitBranch(num_classes, layers=_light_branch())}
-        return BranchyModel(_lenet(num_classes, None, True), exits, name=name or "b_lenet")
-    exits = {"conv1": ExitBranch(num_classes, layers=_branch())}
+        exits = {"image": ExitBranch(num_classes, layers=_light_branch())}
+    else:
+        exits = {"conv1": ExitBranch(num_classes, layers=_branch())}
     return BranchyModel(_lenet(num_classes, None), exits, name=name or "b_lenet")
 
 
-def _lenet(num_classes: int, name: str | None, tapped: bool = False) -> keras.Model:
+def _lenet(num_classes: int, name: str | None) -> keras.Model:
     inputs = keras.Input((28, 28, 1), name="image")
-    x = Identity(name="whole")(inputs) if tapped else inputs  # an input has no tap
-    x = ZeroPadding2D(3, name="pad1")(x)
+    x = ZeroPadding2D(3, name="pad1")(inputs)
     x = Conv2D(5, 5, name="conv1")(x)  # [B, 30, 30, 5]
     x = MaxPooling2D(2, padding="same", name="pool1")(x)
     x = ReLU(name="relu1")(x)
