@@ -26,7 +26,9 @@ def regions():
         "inference_streaming": streaming,
         "inference_setting": setting,
     }
-    return {name: _region(write) for name, write in found.items()}
+    return {name: _region(write) for name, write in found.items()} | {
+        "engine_trials": trials
+    }
 
 
 def _region(write):
@@ -219,8 +221,8 @@ def memory(document):
 
 
 def first_answer(document):
-    """Milliseconds from the start of a process to its first answer."""
-    threads, lines = most_threads(document), []
+    """Milliseconds from the start of a process to its first answer, on one core."""
+    threads, lines = min(row["threads"] for row in document["rows"]), []
     for network in document["networks"]:
         rows = rows_of(document, network=network, threads=threads)
         first = {row["runtime"]: row["time_to_first_answer_ms"] for row in rows}
@@ -280,3 +282,29 @@ def share(value):
 def markdown(header, rows):
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
+
+# ---- What was tried ------------------------------------------------------------------
+TRIALS = PATH.with_name("engine_trials.json")
+
+
+def trials():
+    """Every try of benchmarks/engine_trials.py, in µs an image, or a call of the gate."""
+    if not TRIALS.exists():
+        return "Not run yet: `python benchmarks/engine_trials.py --json FILE`.\n"
+    report = json.loads(TRIALS.read_text("utf-8"))
+    lines = ["| what | on | µs an image |", "| --- | --- | --- |"]
+    for row in report["rows"]:
+        where = [row.get("network", ""), f"batch {row['batch']}" if "batch" in row else ""]
+        where += [f"{row['share']:.0%} leave" if "share" in row else ""]
+        times = ", ".join(
+            f"{name}: {1e3 * found['median'] / row['images']:.3g}"
+            for name, found in row["ms"].items()
+        )
+        lines.append(f"| {row['trial']} | {', '.join(filter(None, where))} | {times} |")
+    made = report["made_with"]
+    lines.append(
+        f"\n`{made['command']}`, {made['date']}; {made['processor']}, one thread; "
+        f"medians of rounds in turn, quartiles in the file."
+    )
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was tried to make staged inference faster, each try beside what it would replace.
+
+    python benchmarks/engine_trials.py [--json FILE] [--seconds 4]
+
+On untrained networks, since time does not depend on weights; thresholds are quantiles of
+the first exit's scores. One thread. Contestants take turns on the same batches, and their
+answers are compared before they are timed. docs/performance.md shows the table.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# In place of this folder, whose files TensorFlow would take for its own modules.
+sys.path[0] = str(ROOT)
+sys.path.append(str(ROOT / "examples"))
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+import tensorflow as tf  # noqa: E402
+
+from keras_branchy import networks  # noqa: E402
+from keras_branchy.batch_gate import batch_gate  # noqa: E402
+from keras_branchy.criteria import gate_scores  # noqa: E402
+from keras_branchy.exit_gate import exit_gate  # noqa: E402
+from keras_branchy.row_gate import softmax  # noqa: E402
+from keras_branchy.runner.engines import open_program  # noqa: E402
+from keras_branchy.runner.manifest import Manifest  # noqa: E402
+
+FEWEST = 5  # rounds, however long they take
+BATCHES = 16  # different ones
+
+
+def main():
+    args = parse_args()
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    keras.utils.set_random_seed(0)
+    rows = []
+    for trial in (pooling, chunks, resizing, gates):
+        for row in trial(args.seconds):
+            print(json.dumps(row), flush=True)
+            rows.append(row)
+    report = {"rows": rows, "seconds": args.seconds, "made_with": made_with()}
+    if args.json is not None:
+        args.json.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+
+
+def made_with():
+    import evidence
+
+    return {
+        **evidence.surroundings(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "command": "python benchmarks/engine_trials.py --json FILE",
+    }
+
+
+# ---- TensorFlow: survivors of several batches together -------------------------------
+def pooling(seconds):
+    """One graph a batch, against survivors that wait until they are a batch."""
+    model = networks.b_lenet()
+    images = made_up((28, 28, 1), BATCHES * 256)
+    scores = entropies(model, images)
+    for size in (32, 256):
+        batches = [images[i : i + size] for i in range(0, BATCHES * size, size)]
+        for share in (0.5, 0.95):
+            threshold = float(np.quantile(scores[: BATCHES * size], share))
+            made = {"graph": in_graph(model, threshold), "pooled": pooled(model, threshold)}
+            runs = {name: partial(run, batches) for name, run in made.items()}
+            left = [run() for run in runs.values()]
+            if abs(left[0] - left[1][0]) > 2:  # scores next to the threshold round apart
+                raise SystemExit(f"They disagree on who leaves: {left}.")
+            yield {
+                "trial": "survivors of several batches together, in TensorFlow",
+                "network": "b_lenet",
+                "batch": size,
+                "share": share,
+                **turns(runs, seconds),
+                "images": BATCHES * size,
+            }
+
+
+def in_graph(model, threshold):
+    run, limit = model.early_exit.get_concrete_function(), tf.constant([threshold])
+
+    def answer(batches):
+        left = 0
+        for batch in batches:
+            found = {k: v.numpy() for k, v in run(tf.constant(batch), limit).items()}
+            left += int((found["exits"] == 0).sum())
+        return left
+
+    return answer
+
+
+def pooled(model, threshold):
+    """A function a stage, which gates and gathers inside; survivors wait in NumPy."""
+    first, last = model.stages()
+    (carried,) = first.live
+
+    def begin(x, limit):
+        made = first({first.input_names[0]: x})
+        leaves, label, score = exit_gate(made["logits"], limit, "entropy", None)
+        stay = tf.where(~leaves)[:, 0]
+        shares = tf.nn.softmax(made["logits"])
+        return stay, label, score, shares, tf.gather(made[carried], stay)
+
+    def end(x):
+        logits = last({carried: x})["logits"]
+        _, label, score = exit_gate(logits, None, "entropy", None)
+        return label, score, tf.nn.softmax(logits)
+
+    shape = first.model.output[carried].shape
+    begin = concrete(begin, tf.TensorSpec(first.model.inputs[0].shape), tf.TensorSpec([]))
+    end = concrete(end, tf.TensorSpec(shape))
+    limit = tf.constant(threshold)
+
+    def answer(batches):
+        waiting, count, left, told = [], 0, 0, None
+        for batch in batches:
+            stay, *told, kept = (t.numpy() for t in begin(tf.constant(batch), limit))
+            left += len(batch) - len(stay)
+            waiting, count = [*waiting, kept], count + len(stay)
+            if count >= len(batch):
+                rows = np.concatenate(waiting)
+                told = [t.numpy() for t in end(tf.constant(rows[: len(batch)]))]
+                waiting, count = [rows[len(batch) :]], count - len(batch)
+        if count:
+            told = [t.numpy() for t in end(tf.constant(np.concatenate(waiting)))]
+        return left, told
+
+    return answer
+
+
+def concrete(function, *specs):
+    return tf.function(function, autograph=False).get_concrete_function(*specs)
+
+
+# ---- LiteRT: how many samples at a time ----------------------------------------------
+def chunks(seconds):
+    """256 images through a first stage, so many at a time."""
+    for name, shape in (("b_lenet", (28, 28, 1)), ("b_alexnet", (32, 32, 3))):
+        images = made_up(shape, 256)
+        with Exported(getattr(networks, name)()) as manifest:
+            call = manifest.stages[0].call
+            programs = {size: open_program(manifest, call, "logits") for size in SIZES}
+            name_in = call.inputs[0].name
+            runs = {
+                str(size): partial(through, program, name_in, images, size)
+                for size, program in programs.items()
+            }
+            logits = [run() for run in runs.values()]
+            for found in logits[1:]:
+                np.testing.assert_allclose(found, logits[0], rtol=1e-3, atol=1e-4)
+            yield {
+                "trial": "samples at a time, in LiteRT",
+                "network": name,
+                "bytes": programs[1].largest_row,
+                **turns(runs, seconds),
+                "images": 256,
+            }
+
+
+SIZES = (1, 8, 16, 64, 256)
+
+
+def through(program, name, images, size):
+    parts = []
+    for start in range(0, len(images), size):
+        parts.append(program.run({name: images[start : start + size]}))
+        program.rows(np.arange(0))
+    return np.concatenate(parts)
+
+
+def resizing(seconds):
+    """Survivors of each batch through one file that is resized, or several that are not."""
+    counts = np.random.default_rng(0).binomial(256, 0.06, BATCHES)
+    with Exported(networks.b_lenet()) as manifest:
+        call = manifest.stages[1].call
+        name, shape = call.inputs[0].name, call.inputs[0].shape[1:]
+        rows = made_up(shape, 256)
+        one = open_program(manifest, call, "logits")
+        fixed = {1 << bit: open_program(manifest, call, "logits") for bit in range(7)}
+
+        def resized():
+            return [one.run({name: rows[:count]}) for count in counts]
+
+        def powers():
+            return [in_powers(fixed, name, rows, int(count)) for count in counts]
+
+        for a, b in zip(resized(), powers(), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+        yield {
+            "trial": "a file for each power of two instead of one that is resized",
+            "network": "b_lenet",
+            **turns({"resized": resized, "powers": powers}, seconds),
+            "images": int(counts.sum()),
+        }
+
+
+def in_powers(programs, name, rows, count):
+    parts, start = [], 0
+    for size in sorted(programs, reverse=True):
+        if count & size:
+            parts.append(programs[size].run({name: rows[start : start + size]}))
+            start += size
+    return np.concatenate(parts)
+
+
+# ---- The gate in NumPy ---------------------------------------------------------------
+def gates(seconds):
+    for count in (8, 64):
+        logits = np.random.default_rng(0).normal(size=(count, 10)).astype(np.float32) * 5
+        fast = batch_gate("entropy")
+
+        def plain(logits=logits):
+            score, label = gate_scores(logits, "entropy")
+            return score.astype(np.float32), label, softmax(logits)
+
+        for a, b in zip(plain(), fast(logits), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5)
+        yield {
+            "trial": "the gate in one pass, classes first",
+            "batch": count,
+            **turns({"definition": plain, "one pass": partial(fast, logits)}, seconds),
+            "images": count,
+        }
+
+
+# ---- Measuring -----------------------------------------------------------------------
+def turns(runs, seconds):
+    """Medians and quartiles in ms of each, all in turn."""
+    for run in runs.values():
+        run()
+    taken = {name: [] for name in runs}
+    end = time.perf_counter() + seconds
+    while len(next(iter(taken.values()))) < FEWEST or time.perf_counter() < end:
+        for name, run in runs.items():
+            begin = time.perf_counter()
+            run()
+            taken[name].append((time.perf_counter() - begin) * 1e3)
+    names = ("lower", "median", "upper")
+    quartiles = {
+        name: dict(zip(names, np.percentile(t, (25, 50, 75)).tolist(), strict=True))
+        for name, t in taken.items()
+    }
+    return {"ms": quartiles, "rounds": len(next(iter(taken.values())))}
+
+
+def made_up(shape, count):
+    return np.random.default_rng(0).random((count, *shape), np.float32)
+
+
+def entropies(model, images):
+    p = model.predict(images, verbose=0)[model.exit_names[0]].astype(np.float64)
+    return -(p * np.log(p)).sum(-1)
+
+
+class Exported:
+    """A folder with the stages for as long as it is wanted."""
+
+    def __init__(self, model):
+        model.thresholds = [1.0] * (len(model.exit_names) - 1)
+        self._model = model
+
+    def __enter__(self):
+        self._folder = tempfile.TemporaryDirectory()
+        path = Path(self._folder.name) / "stages"
+        self._model.export_stages(path, format="litert", batch_size=None, verbose=0)
+        return Manifest.load(path)
+
+    def __exit__(self, *raised):
+        self._folder.cleanup()
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--seconds", type=float, default=4.0)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
