@@ -573,6 +573,32 @@ def mutation():
     return markdown(("module", "broken versions", "noticed", ""), rows)
 
 
+def exit_costs():
+    """Candidates for exits by measured time, and the networks that came of them."""
+    report = json.loads((RESULTS / "exit_costs.json").read_text("utf-8"))
+    batches = list(report["rows"][0]["us_an_image"])
+    header = ("network", "exits", "accuracy", "leave early", "stages, µs at batch 1")
+    rows = []
+    for row in report["rows"]:
+        early = " and ".join(f"{100 * share:.1f} %" for share in row["shares"][:-1])
+        rows.append(
+            (
+                f"`{row['network']}`",
+                row["exits"] if row["kind"] == "plain" else f"`{row['exits']}`",
+                f"{100 * row['accuracy']:.2f} %",
+                early or "–",
+                ", ".join(f"{micros:.1f}" for micros in row["stage_us"]["1"]),
+                *(f"{row['us_an_image'][batch]:.1f}" for batch in batches),
+                *(f"{row['times_as_fast'][batch]:.2f}" for batch in batches),
+            )
+        )
+    shown = [f"{text}, batch {n}" for text in ("µs an image", "gain") for n in batches]
+    return markdown((*header, *shown), rows) + (
+        "\nEach exit's stage and what is left behind it, as LiteRT files on one thread, "
+        f"medians of turns; {circumstances([report['made_with']])}.\n"
+    )
+
+
 def speed(ratio):
     return f"{ratio:.2f} times as fast" if ratio >= 1 else f"{1 / ratio:.2f} times slower"
 

@@ -28,15 +28,15 @@ def first_exits():
         ),
         "pooled_narrow": ("relu1", [layers.Conv2D(4, 3, strides=2, activation="relu")]),
         # In front of the trunk: nothing of it runs for a sample that leaves.
-        "image_strided": ("whole", [strided(8)]),
+        "image_strided": ("image", [strided(8)]),
         "image_two_fine": (
-            "whole",
+            "image",
             [
                 layers.Conv2D(8, 5, strides=2, padding="same", activation="relu"),
                 layers.Conv2D(16, 3, strides=2, activation="relu"),
             ],
         ),
-        "image_two": ("whole", [strided(8), layers.Conv2D(16, 3, activation="relu")]),
+        "image_two": ("image", [strided(8), layers.Conv2D(16, 3, activation="relu")]),
     }
 
 
@@ -73,12 +73,9 @@ def light(plain):
 
 def with_exit(plain, name):
     tap, head = first_exits()[name]
-    image = keras.Input(plain.input_shape[1:], name="image")
-    x = layers.Identity(name="whole")(image)  # an input itself cannot be tapped
-    for layer in plain.layers[1:]:
+    for layer in plain.layers:
         layer.trainable = False
-        x = layer(x)
-    return BranchyModel(keras.Model(image, x), {tap: ExitBranch(10, layers=head)})
+    return BranchyModel(plain, {tap: ExitBranch(10, layers=head)})
 
 
 def train_exit(model, name, data):
