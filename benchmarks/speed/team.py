@@ -10,6 +10,8 @@ from multiprocessing import Pipe
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+# What needs no process of its own: it is no runtime, and its memory is not reported.
+TOGETHER = {"stages in tensorflow": "predict_early, stream"}
 
 
 class WorkerError(RuntimeError):
@@ -32,8 +34,20 @@ class Torch:
             self.python = given
 
 
+def grouped(kinds):
+    """Kinds by process: each alone but those of TOGETHER."""
+    found = []
+    for kind in kinds:
+        host = next((group for group in found if TOGETHER.get(kind) == group[0]), None)
+        if host is None:
+            found.append([kind])
+        else:
+            host.append(kind)
+    return found
+
+
 class Team:
-    """One process for each runtime; a process runs only while it is asked.
+    """A process for each runtime; only one runs at a time, while it is asked.
 
     Args:
         folder: Of the network, as `prepare` left it.
@@ -45,11 +59,10 @@ class Team:
     """
 
     def __init__(self, folder, kinds, threads, early_exits, torch, work):
-        self.cores = sorted(os.sched_getaffinity(0))[:threads]
+        self.cores = sorted(os.sched_getaffinity(0))
         self.config = {
             "folder": str(folder),
             "threads": threads,
-            "cores": self.cores,
             "early_exits": early_exits,
         }
         self.torch, self.work = torch, Path(work)
@@ -57,16 +70,30 @@ class Team:
         self.work.mkdir(parents=True, exist_ok=True)
         self.log = (self.work / "workers.log").open("a", encoding="utf-8")
         try:
-            for kind in kinds:
-                self.start(kind)
+            self.start_all(kinds)
         except BaseException:
             self.close()
             raise
 
-    def start(self, kind):
-        """Starts a process and waits for its first answer, alone on the machine."""
+    def start_all(self, kinds):
+        """Starts as many processes at a time as have cores of their own, two at least."""
+        groups = grouped(kinds)
+        threads = self.config["threads"]
+        at_once = max(2, len(self.cores) // threads)
+        for start in range(0, len(groups), at_once):
+            some = groups[start : start + at_once]
+            for place, group in enumerate(some):
+                first = place * threads % (len(self.cores) - threads + 1)
+                self.start(group, self.cores[first : first + threads])
+            for group in some:
+                self.first[group[0]] = self.reply(group[0])
+        for group in groups:
+            self.ask(group[0], "pin", self.cores[:threads])
+
+    def start(self, group, cores):
+        """Starts a process; its first answer comes as a reply."""
         ours, theirs = Pipe()
-        is_torch = kind.startswith("torch")
+        is_torch = group[0].startswith("torch")
         command = [self.torch.python if is_torch else sys.executable]
         command += ["-m", "benchmarks.speed.worker", str(theirs.fileno())]
         started = time.time()
@@ -80,9 +107,10 @@ class Team:
         )
         theirs.close()
         paths = self.torch.paths if is_torch else []
-        ours.send({**self.config, "kind": kind, "paths": paths, "started": started})
-        self.members[kind] = ours, process
-        self.first[kind] = self.reply(kind)
+        told = {"kinds": group, "paths": paths, "started": started, "cores": cores}
+        for kind in group:
+            self.members[kind] = ours, process
+        ours.send({**self.config, **told})
 
     def environment(self):
         threads = str(self.config["threads"])
@@ -101,7 +129,8 @@ class Team:
         Raises:
             WorkerError: If it failed.
         """
-        self.members[kind][0].send((verb, *args))
+        given = args if verb == "pin" else (kind, *args)
+        self.members[kind][0].send((verb, *given))
         return self.reply(kind)
 
     def reply(self, kind):
@@ -118,13 +147,14 @@ class Team:
         return value
 
     def close(self):
-        for pipe, _ in self.members.values():
+        members = {id(pipe): (pipe, process) for pipe, process in self.members.values()}
+        for pipe, _ in members.values():
             try:
                 pipe.send(("stop",))
             except OSError:
                 pass
             pipe.close()
-        for _, process in self.members.values():
+        for _, process in members.values():
             try:
                 process.wait(10)
             except subprocess.TimeoutExpired:

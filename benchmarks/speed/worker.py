@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A process with one runtime in it, told over a pipe what to do next.
+"""A process with a runtime in it, told over a pipe what to do next.
 
     python -m benchmarks.speed.worker FILE_DESCRIPTOR
 
@@ -44,70 +44,75 @@ def main():
 
 
 class Worker:
-    """One contestant and the images."""
+    """The images and one contestant, or several that share a process."""
 
     def __init__(self, config):
         from benchmarks.speed import contestants
 
         # Copy-on-write: one copy in memory for all processes, and writable for PyTorch.
         self.images = np.load(Path(config["folder"]) / "images.npy", mmap_mode="c")
-        self.contestant = contestants.make(
-            config["kind"], config["folder"], config["threads"]
-        )
-        self.contestant.images = self.images
-        self.whole = config["kind"].endswith("stream")
+        self.contestants, self.batch, self.last = {}, 1, {}
+        for kind in config["kinds"]:
+            made = contestants.make(kind, config["folder"], config["threads"])
+            made.images = self.images
+            self.contestants[kind] = made
         self.first = self.first_answer(config)
         float(self.images.sum())  # every page is in memory from here on
         self.base = memory("VmRSS")
 
     def first_answer(self, config):
         """Milliseconds from the start of the process to the answer for one image."""
-        if not hasattr(self.contestant, "run"):
+        contestant = self.contestants[config["kinds"][0]]
+        if not hasattr(contestant, "run"):
             return None
-        self.contestant.open(1)
-        self.contestant.set_thresholds([0.0] * config["early_exits"])
-        self.contestant.run(self.images[:1])
+        contestant.open(1)
+        contestant.set_thresholds([0.0] * config["early_exits"])
+        contestant.run(self.images[:1])
         return (time.time() - config["started"]) * 1e3
 
-    def open(self, batch):
-        begin = time.perf_counter()
-        self.batch, self.last = batch, 0.0
-        self.contestant.close()
-        self.contestant.open(batch)
-        return time.perf_counter() - begin
+    def pin(self, cores):
+        """Lets every thread of the process run on these cores only."""
+        for thread in os.listdir("/proc/self/task"):
+            os.sched_setaffinity(int(thread), cores)
 
-    def answers(self, thresholds, count):
+    def open(self, kind, batch):
+        self.batch, self.last[kind] = batch, 0.0
+        self.contestants[kind].close()
+        self.contestants[kind].open(batch)
+
+    def answers(self, kind, thresholds, count):
         """Labels and exits of the first `count` batches, and the peak of memory, in MiB."""
-        self.contestant.set_thresholds(thresholds)
+        contestant = self.contestants[kind]
+        contestant.set_thresholds(thresholds)
         forget_peak()
-        parts = [self.contestant.run(x) for x in self.batches(count)]
+        parts = [contestant.run(x) for x in self.batches(kind, count)]
         peak = max(memory("VmHWM") - self.base, 0) / MIB
         labels, exits = zip(*parts, strict=True)
         joined = None if exits[0] is None else np.concatenate(exits)
         return np.concatenate(labels), joined, peak
 
-    def time(self, thresholds, count):
+    def time(self, kind, thresholds, count):
         """Seconds of each of the first `count` batches; one figure for a stream of them."""
-        contestant, taken = self.contestant, []
+        contestant, taken = self.contestants[kind], []
         contestant.set_thresholds(thresholds)
-        if self.last < SHORT:  # other processes have had the caches
+        if self.last[kind] < SHORT:  # other processes have had the caches
             contestant.run(self.images[: self.batch])
-        for x in self.batches(count):
+        for x in self.batches(kind, count):
             begin = time.perf_counter()
             contestant.run(x)
             taken.append(time.perf_counter() - begin)
-        self.last = taken[-1]
+        self.last[kind] = taken[-1]
         return taken
 
-    def batches(self, count):
-        if self.whole:
+    def batches(self, kind, count):
+        if kind.endswith("stream"):
             return [self.images[: count * self.batch]]
         edges = range(0, count * self.batch, self.batch)
         return [self.images[at : at + self.batch] for at in edges]
 
-    def stage(self, *args):
+    def stage(self, kind, *args):
         """Seconds of one stage alone."""
-        return self.contestant.measure(*args)
+        return self.contestants[kind].measure(*args)
 
 
 def memory(field):
