@@ -49,7 +49,7 @@ def act(args):
     if not args.prepare:
         run.measure()
         finish(args, run)
-    return 0
+    return 1 if run.failures else 0
 
 
 def run_of(args, **changed):

@@ -255,6 +255,45 @@ def test_pytorch_that_is_absent_is_said_in_a_row(tmp_path):
     assert "torch is not among them" in run.summary([row])
 
 
+def run_of(tmp_path, **given):
+    empty = {"names": [], "batches": [8, 1024], "threads": [1, 2], "seconds": 1.0}
+    given = {**empty, "store": tmp_path, "work": tmp_path, **given}
+    return run.Run(torch=team.Torch(tmp_path), **given)
+
+
+def test_a_cell_that_fails_is_named_and_the_others_are_measured(tmp_path, monkeypatch):
+    folder = tmp_path / "b_lenet"
+    folder.mkdir()
+    info = {"criteria": ["entropy"], "source": "", "exit_names": []}
+    (folder / "info.json").write_text(json.dumps(info), "utf-8")
+
+    class Nobody:
+        first = {}
+
+        def __init__(self, *given):
+            pass
+
+        __enter__ = __exit__ = lambda self, *_: self if not _ else None
+
+    def measure(self):
+        if self.batch == 8:
+            raise team.WorkerError("litert: its process ended with code 9")
+        return cell.Cell(self.batch, 1)
+
+    monkeypatch.setattr(run, "Team", Nobody)
+    monkeypatch.setattr(run, "answers_of", lambda *_: None)
+    monkeypatch.setattr(cell.Measurement, "run", measure)
+    monkeypatch.setattr(
+        cell.Measurement, "__init__", lambda self, *given: setattr(self, "batch", given[3])
+    )
+    one = run_of(tmp_path, names=["b_lenet"])
+    one.measure_network(networks.NETWORKS["b_lenet"], folder, [8, 1024], 1)
+    missing = {(m["batch"], m["threads"]): m["why"] for m in one.assembled()["missing"]}
+    assert missing[8, 1] == "litert: its process ended with code 9"
+    assert (1024, 1) not in missing
+    assert missing[8, 2] == "not measured with this engine"
+
+
 # ---- Graphs for PyTorch --------------------------------------------------------------
 def test_a_graph_is_written_out_step_by_step():
     spec = graph_spec.spec_of(small().stages()[0].model)
@@ -371,14 +410,14 @@ def test_pages_and_figures_come_from_the_file(tmp_path, monkeypatch):
         "networks": {"small": {}},
         "rows": found,
         "stages": [],
-        "missing": [{"network": "small", "batch": 8, "threads": 1}],
+        "missing": [{"network": "small", "batch": 8, "threads": 1, "why": "late"}],
     }
     path = tmp_path / "inference.json"
     document.write(path, whole)
     assert json.loads(path.read_text("utf-8")) == whole
     monkeypatch.setattr(pages, "PATH", path)
     written = {name: write() for name, write in pages.regions().items()}
-    assert "small at batch 8" in written["inference_setting"]
+    assert "(late): small at batch 8" in written["inference_setting"]
     assert "| `tensorflow` | 2,000 |" in written["inference_runtimes"]
     efficiency = found[2]["efficiency"]
     assert f"| {efficiency:.2f} | 0.5 (predict_early) |" in written["inference_efficiency"]

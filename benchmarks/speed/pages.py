@@ -260,8 +260,13 @@ def setting(document):
     """What it was measured with."""
     made = document["made_with"]
     versions = ", ".join(f"{name} {number}" for name, number in made["versions"].items())
-    missing = [f"{m['network']} at batch {m['batch']}" for m in document["missing"]]
-    told = f" Not measured: {', '.join(dict.fromkeys(missing))}." if missing else ""
+    reasons = {}
+    for row in document["missing"]:
+        place = f"{row['network']} at batch {row['batch']}, {row['threads']} threads"
+        reasons.setdefault(row["why"], []).append(place)
+    told = "".join(
+        f" Not measured ({why}): {'; '.join(places)}." for why, places in reasons.items()
+    )
     return (
         f"`{made['command']}`, {made['date'][:10]}, {made['cores']} cores of "
         f"{made['processor']}, Python {made['python']}; {versions}.{told}\n"

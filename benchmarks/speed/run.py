@@ -5,7 +5,7 @@ import hashlib
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,10 @@ from benchmarks.speed.settings import Answers
 from benchmarks.speed.team import ROOT, Team, Torch
 
 COMPILED_AT = (1, 32, 256)  # batches at which torch.compile is timed
+ENGINE = (
+    *("early_exit*.py", "reference.py", "native.py", "batches.py"),
+    *("stage*.py", "walk.py", "waiting.py", "*_gate.py", "streaming.py", "runner/*.py"),
+)
 LARGE = 256  # a batch that takes heavy networks seconds
 
 
@@ -42,6 +46,11 @@ class Run:
     work: Path
     torch: Torch
     runtimes: list[str] | None = None
+    failures: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        # Once: who edits a file meanwhile must not lose what was measured.
+        self.code = engine()
 
     def forget(self):
         """Measures anew what another call has measured."""
@@ -103,14 +112,23 @@ class Run:
         with Team(folder, kinds, threads, limits, self.torch, self.work) as team:
             for batch in batches:
                 taking_part = [kind for kind in kinds if at_batch(kind, batch)]
-                found = cells.Measurement(
-                    team, answers, info, batch, self.seconds, taking_part
-                ).run()
+                given = team, answers, info, batch, self.seconds, taking_part
+                try:
+                    found = cells.Measurement(*given).run()
+                except RuntimeError as error:  # the other cells are worth having
+                    self.fail(network, batch, threads, error)
+                    continue
                 made = rows.Rows(network.name, info, found, answers, team.first).all()
                 made += absent(network, self.torch, batch, threads)
                 kept = {"rows": made, "stages": rows.stage_rows(network.name, found)}
                 document.write(self.path(folder, batch, threads), kept)
                 print(summary(made), flush=True)
+
+    def fail(self, network, batch, threads, error):
+        """Keeps why a cell was not measured; the call ends with 1 then."""
+        told = str(error).strip().splitlines()[-1][:300]
+        print(f"{network.name} batch {batch} threads {threads}: {error}", flush=True)
+        self.failures[network.name, batch, threads] = told
 
     def stream(self, name, images):
         """A million images through the iterator, in a process of its own."""
@@ -131,8 +149,7 @@ class Run:
     def path(self, folder, batch, threads):
         """Where a cell is kept; another engine or another network has another place."""
         key = hashlib.sha256((folder / "info.json").read_bytes())
-        for path in sorted((ROOT / "keras_branchy").rglob("*.py")):
-            key.update(path.read_bytes())
+        key.update(self.code)
         key.update(repr((self.seconds, self.torch.absent, self.runtimes)).encode())
         parts = self.work / "parts"
         return parts / f"{folder.name}-{batch}-{threads}-{key.hexdigest()[:12]}.json"
@@ -158,7 +175,23 @@ class Run:
             whole["stages"] += found["stages"]
         else:
             place = {"network": network.name, "batch": batch, "threads": threads}
-            whole["missing"].append(place)
+            whole["missing"].append({**place, "why": self.why(network, batch, threads)})
+
+    def why(self, network, batch, threads):
+        """Why a cell is not there."""
+        if not takes_part(network, batch, threads, max(self.threads)):
+            return f"takes seconds a batch: on {max(self.threads)} threads only"
+        failed = self.failures.get((network.name, batch, threads))
+        return failed or "not measured with this engine"
+
+
+def engine():
+    """A digest of the code that is timed."""
+    digest = hashlib.sha256()
+    for pattern in ENGINE:
+        for path in sorted((ROOT / "keras_branchy").glob(pattern)):
+            digest.update(path.read_bytes())
+    return digest.digest()
 
 
 def takes_part(network, batch, threads, most):
