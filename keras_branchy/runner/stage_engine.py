@@ -19,9 +19,6 @@ __all__ = ["StageEngine", "rules_of", "told"]
 # the largest activation no longer fits a core's own cache; more at a time are fewer calls.
 MOST = 64
 CACHE = 5 << 18  # bytes
-# A file this small is opened once for each power of two up to the chunk, and never resized,
-# which takes as long as some samples do. Weights are held once for each.
-SMALL = 1 << 20  # bytes
 
 
 class StageEngine:
@@ -43,17 +40,8 @@ class StageEngine:
         self, stage: int, tensors: Mapping[str, Any], count: int
     ) -> tuple[np.ndarray, Keep]:
         """Logits of a chunk, and what copies rows of the rest; see `walk.Engine`."""
-        parts = self._stages[stage].fitting(count)
-        if len(parts) == 1:
-            program, size = parts[0]
-            return program.run(_padded(tensors, size, count))[:count], program.rows
-        logits, start = np.empty((count, self.num_classes), np.float32), 0
-        for program, size in parts:
-            stop = start + size
-            rows = {name: value[start:stop] for name, value in tensors.items()}
-            logits[start:stop] = program.run(rows)
-            start = stop
-        return logits, lambda rows: _rows(parts, rows)
+        program, size = self._stages[stage].fitting(count)
+        return program.run(_padded(tensors, size, count))[:count], program.rows
 
     def every_exit(self, samples: dict[str, np.ndarray], count: int) -> list[np.ndarray]:
         """Scores [N, B], labels [N, B], probabilities [N, B, C]."""
@@ -74,30 +62,22 @@ class StageEngine:
 
 
 class _Sizes:
-    """A stage's file, opened for batches of several sizes, when each is first wanted."""
+    """A stage's file, opened for whole chunks, and once more to be resized for less."""
 
     def __init__(self, manifest: Manifest, call: Call, fixed: int | None):
         self._open = lambda: open_program(manifest, call, "logits")
         self._fixed = fixed
-        first = self._open()
-        self.chunk = fixed or _chunk(first.largest_row)
-        self._programs = {self.chunk: first}
-        self._small = first.size_in_bytes <= SMALL
+        self._whole = self._open()
+        self._rest: Program | None = None
+        self.chunk = fixed or _chunk(self._whole.largest_row)
 
-    def fitting(self, count: int) -> list[tuple[Program, int]]:
-        """Programs that take `count` samples together, each with its number of them."""
-        if self._fixed:
-            return [(self._program(self._fixed), self._fixed)]
-        if not self._small:
-            # One stays as it is for whole chunks, another is resized for the rest.
-            return [(self._program(self.chunk if count == self.chunk else 0), count)]
-        powers = [1 << bit for bit in range(count.bit_length() - 1, -1, -1)]
-        return [(self._program(size), size) for size in powers if count & size]
-
-    def _program(self, size: int) -> Program:
-        if size not in self._programs:
-            self._programs[size] = self._open()
-        return self._programs[size]
+    def fitting(self, count: int) -> tuple[Program, int]:
+        """A program for `count` samples, and how many it takes."""
+        if self._fixed or count == self.chunk:
+            return self._whole, self.chunk
+        if self._rest is None:
+            self._rest = self._open()
+        return self._rest, count
 
 
 def _chunk(row: int) -> int:
@@ -121,20 +101,6 @@ def told(logits: np.ndarray, gates: Sequence[Gate]) -> list[np.ndarray]:
     """Scores [N, B], labels [N, B], probabilities [N, B, C] of logits [N, B, C]."""
     rows = [gate(values) for gate, values in zip(gates, logits, strict=True)]
     return [np.stack(part) for part in zip(*rows, strict=True)]
-
-
-def _rows(parts: list[tuple[Program, int]], rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Rows of what several programs made, of which each has a range."""
-    starts = np.cumsum([0, *(size for _, size in parts)])
-    cuts = np.searchsorted(rows, starts)
-    found = [
-        program.rows(rows[cuts[index] : cuts[index + 1]] - starts[index])
-        for index, (program, _) in enumerate(parts)
-        if cuts[index] < cuts[index + 1]
-    ]
-    if len(found) == 1:
-        return found[0]
-    return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
 
 def _padded(tensors: Mapping[str, Any], size: int, count: int) -> Mapping[str, Any]:
