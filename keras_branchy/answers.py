@@ -28,6 +28,8 @@ class Answers:
             whether both are right, or both wrong.
         labels: [n] int, the right classes, where they are to be told apart.
         trunk_costs: [N] costs as published figures count them, heads left out.
+        leaving: [N-1, n] bool, who leaves at an exit at any threshold, as those do on whom
+            successive exits agree where a model has `patience`. By default nobody.
 
     Raises:
         ValueError: If there is no sample, the arrays do not fit together, or costs fall.
@@ -43,8 +45,9 @@ class Answers:
         agrees: np.ndarray | None = None,
         labels: np.ndarray | None = None,
         trunk_costs: Sequence[float] | np.ndarray | None = None,
+        leaving: np.ndarray | None = None,
     ):
-        _check_shapes(scores, correct, agrees, labels, len(criteria))
+        _check_shapes(scores, correct, agrees, labels, leaving, len(criteria))
         self.scores = [np.asarray(score) for score in scores]
         self.correct = np.asarray(correct, bool)
         self.costs = _check_costs(costs, len(self.correct))
@@ -54,6 +57,7 @@ class Answers:
         self.agrees = same if agrees is None else np.asarray(agrees, bool)
         self.labels = None if labels is None else np.asarray(labels)
         self.trunk_costs = None if trunk_costs is None else np.asarray(trunk_costs, float)
+        self.leaving = None if leaving is None else np.asarray(leaving, bool)
 
     @property
     def samples(self) -> int:
@@ -64,6 +68,11 @@ class Answers:
     def bounds(self) -> list[tuple[float, float]]:
         """What the scores of each exit can be at least and at most."""
         return [CRITERIA[name].bounds(self.num_classes) for name in self.criteria]
+
+    @property
+    def or_else(self) -> str:
+        """What else a person can do, for errors, where more leave than thresholds let."""
+        return "" if self.leaving is None else ", or set model.patience higher, or to None"
 
     def of(self, samples: np.ndarray) -> Answers:
         """Those on some of the samples."""
@@ -76,6 +85,7 @@ class Answers:
             self.agrees[:, samples],
             None if self.labels is None else self.labels[samples],
             self.trunk_costs,
+            None if self.leaving is None else self.leaving[:, samples],
         )
 
     def exits(self, thresholds: Sequence[float | None]) -> np.ndarray:
@@ -84,12 +94,18 @@ class Answers:
         taken = np.full(self.samples, len(self.criteria))
         for index in reversed(range(len(self.criteria))):
             criterion = CRITERIA[self.criteria[index]]
-            taken[criterion.exits(self.scores[index], limits[index])] = index
+            leaves = criterion.exits(self.scores[index], limits[index])
+            taken[leaves if self.leaving is None else leaves | self.leaving[index]] = index
         return taken
 
 
 def _check_shapes(
-    scores: Sequence[np.ndarray], correct: np.ndarray, agrees: Any, labels: Any, exits: int
+    scores: Sequence[np.ndarray],
+    correct: np.ndarray,
+    agrees: Any,
+    labels: Any,
+    leaving: Any,
+    exits: int,
 ) -> None:
     shape, given = np.shape(correct), [np.shape(score) for score in scores]
     if shape[-1:] == (0,):
@@ -102,13 +118,15 @@ def _check_shapes(
         for name, value, wanted in (
             ("agrees", agrees, shape),
             ("labels", labels, shape[1:]),
+            ("leaving", leaving, (exits, *shape[1:])),
         )
         if value is not None and np.shape(value) != wanted
     }
     if not fit or also:
         raise ValueError(
             "`correct` must be [exits, samples], `agrees` too, `labels` [samples], and "
-            f"`scores` [samples] for each exit but the last, of {exits} criteria. "
+            f"`scores` and `leaving` [samples] for each exit but the last, of {exits} "
+            "criteria. "
             f"Received: correct of shape {shape}, scores of shapes {given}"
             + "".join(f", {name} of shape {size}" for name, size in also.items())
             + "."

@@ -35,6 +35,7 @@ def calibrate(
     agrees: np.ndarray | None = None,
     labels: np.ndarray | None = None,
     trunk_costs: Sequence[float] | None = None,
+    leaving: np.ndarray | None = None,
     exit_names: Sequence[str] | None = None,
 ) -> CalibrationReport:
     """Chooses thresholds on held-out answers, for exactly one target.
@@ -61,6 +62,8 @@ def calibrate(
             whether both are right, or both wrong.
         labels: [n] int, the right classes, for what each class loses.
         trunk_costs: [N] costs without the heads, for the other counting.
+        leaving: [N-1, n] bool, who leaves at an exit at any threshold, as those do on whom
+            successive exits agree (`agreement.agreements`). By default nobody.
         exit_names: Names of the exits for the report.
 
     Returns:
@@ -84,7 +87,7 @@ def calibrate(
     ```
     """
     answers = Answers(
-        scores, correct, costs, criteria, num_classes, agrees, labels, trunk_costs
+        scores, correct, costs, criteria, num_classes, agrees, labels, trunk_costs, leaving
     )
     target = Target.of(
         len(answers.criteria),
@@ -149,7 +152,8 @@ def _check_met(met: bool, target: Target, answers: Answers) -> None:
     raise ValueError(
         f"{target.name}={target.value} cannot be kept: the last exit is right on "
         f"{answers.correct[-1].mean():.2%} of these samples, and no thresholds were found "
-        "that do as much. Ask for less, or train the model further."
+        "that do as much. Ask for less, or train the model "
+        f"further{answers.or_else}."
     )
 
 

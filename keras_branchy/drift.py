@@ -135,18 +135,7 @@ class ExitDrift:
         false_alarm_rate: float = 0.01,
         window: int = 2000,
     ) -> ExitDrift:
-        """Starts from what `BranchyModel.calibrate` returned.
-
-        Raises:
-            ValueError: If the model had `patience`, whose exits the report does not count.
-        """
-        if report.patience is not None:
-            raise ValueError(
-                "The report counts who leaves by thresholds only. Received: that of a "
-                f"model with patience={report.patience}. Count its exits on held-out "
-                "samples: exits = model.predict_early(valid).exits, then ExitDrift("
-                "np.bincount(exits, minlength=len(model.exit_names)))."
-            )
+        """Starts from what `BranchyModel.calibrate` returned."""
         counts = [round(share * report.samples) for share in report.shares]
         return cls(counts, false_alarm_rate=false_alarm_rate, window=window)
 

@@ -56,7 +56,7 @@ class EarlyExiting(ExitScores):
 
     @patience.setter
     def patience(self, patience: int | None) -> None:
-        check_patience(patience)
+        check_patience(patience, len(self.exit_names))
         if patience != self._settings.patience:
             self._settings.patience = patience
             self._settings.early_exit = None
@@ -214,8 +214,7 @@ class EarlyExiting(ExitScores):
 
         Raises:
             ValueError: If not exactly one target is given, it cannot be met or shown on
-                so few samples, the data has no labels, or a confidence is asked of a model
-                with `patience`, whose agreements are not counted.
+                so few samples, or the data has no labels.
         """
         from keras_branchy.scoring import calibrate
 

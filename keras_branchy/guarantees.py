@@ -81,12 +81,15 @@ def certified(
     passed = test.walk(requirements())
     if not passed:
         losses = _losses(target, tested_on, walked[0])
-        raise ValueError(_refusal(target, test, limits, losses, tested_on.samples))
+        raise ValueError(_refusal(target, test, limits, losses, tested_on))
     if len(passed) == 1 and target.is_risk:
+        others = "every sample goes to the last exit"
+        if survey.answers.leaving is not None:
+            others = "samples leave early only where successive exits agree"
         warnings.warn(
             f"No early exit could be shown to keep {target.name}={target.value} at "
-            f"confidence={confidence}: every sample goes to the last exit. Give more "
-            "samples, allow more, or train the exits further.",
+            f"confidence={confidence}: {others}. Give more samples, allow more, or train "
+            "the exits further.",
             stacklevel=2,
         )
     guarantee = Guarantee(
@@ -192,13 +195,13 @@ def _refusal(
     test: RiskTest,
     limits: list[float],
     losses: list[np.ndarray],
-    samples: int,
+    tested_on: Answers,
 ) -> str:
     seen = ", ".join(f"{100 * float(np.mean(loss)):.4g} %" for loss in losses)
     allowed = ", ".join(f"{100 * limit:.4g} %" for limit in limits)
     return (
         f"Not even the safest thresholds can be shown to keep {target.name}={target.value} "
-        f"at confidence={test.confidence}. Received: {samples:,} test samples with a mean "
-        f"loss of {seen}, where {allowed} is the limit. Allow more, give more samples, or "
-        "train the model further."
+        f"at confidence={test.confidence}. Received: {tested_on.samples:,} test samples "
+        f"with a mean loss of {seen}, where {allowed} is the limit. Allow more, give more "
+        f"samples, or train the model further{tested_on.or_else}."
     )

@@ -21,7 +21,7 @@ __all__ = ["thresholds_at"]
 def thresholds_at(
     search: ThresholdSearch, cuts: Sequence[int], bounds: Sequence[tuple[float, float]]
 ) -> list[float | None]:
-    """The thresholds at `cuts`; None for an exit at which no sample leaves.
+    """The thresholds at `cuts`; None for an exit at which it lets none leave.
 
     Args:
         search: The search whose samples the cuts order.
@@ -30,15 +30,17 @@ def thresholds_at(
     """
     exits = search.taken(cuts)
     return [
-        _threshold(order, cuts[index], exits >= index, bounds[index])
+        _threshold(
+            order, cuts[index], (exits >= index) & ~search.always(index), bounds[index]
+        )
         for index, order in enumerate(search.orders)
     ]
 
 
 def _threshold(
-    order: Order, cut: int, reaching: np.ndarray, bounds: tuple[float, float]
+    order: Order, cut: int, deciding: np.ndarray, bounds: tuple[float, float]
 ) -> float | None:
-    here = reaching[order.samples]
+    here = deciding[order.samples]
     leaving, staying = order.scores[:cut][here[:cut]], order.scores[cut:][here[cut:]]
     if not len(leaving):
         return None

@@ -55,7 +55,7 @@ class CalibrationReport:
         guarantee: What holds for samples to come, where a confidence was asked for.
         trunk_cost: The mean cost as published figures count it, heads left out, as a
             share of the whole trunk's; None where it is not known.
-        patience: Of the model; who leaves because exits agree is not counted here.
+        patience: Of the model: who leaves because so many exits agree is counted.
         class_drops: [C] accuracy that each class loses against the last exit, None for a
             class without samples; None where labels are not known.
     """
@@ -213,13 +213,15 @@ class CalibrationReport:
     def _rule(self, index: int) -> str:
         if index == len(self.criteria):
             return "it gets here"
-        threshold = self.thresholds[index]
-        if threshold is None:
-            return "never"
-        criterion = CRITERIA[self.criteria[index]]
-        sign = "<" if criterion.exits_below else "≥"
-        unit = f" {criterion.unit}" if criterion.unit == "nats" else ""
-        return f"{criterion.name} {sign} {threshold:.4g}{unit}"
+        rules, threshold = [], self.thresholds[index]
+        if threshold is not None:
+            criterion = CRITERIA[self.criteria[index]]
+            sign = "<" if criterion.exits_below else "≥"
+            unit = f" {criterion.unit}" if criterion.unit == "nats" else ""
+            rules.append(f"{criterion.name} {sign} {threshold:.4g}{unit}")
+        if self.patience is not None and index + 1 >= self.patience:
+            rules.append(f"{self.patience} exits agree")
+        return " or ".join(rules) or "never"
 
 
 def _percent(share: float | None) -> str:

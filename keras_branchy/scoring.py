@@ -11,10 +11,19 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
+from keras_branchy.agreement import agreements
 from keras_branchy.batches import batches_of
 from keras_branchy.calibration import CalibrationReport
 from keras_branchy.calibration import calibrate as choose_thresholds
 from keras_branchy.criteria import gate_scores
+from keras_branchy.held_out import (
+    labels_of,
+    warn_of_broken,
+    warn_of_fitted,
+    warn_of_guessing,
+    warn_of_points,
+    warn_of_seen,
+)
 from keras_branchy.learned_gate import GateReport, area_under_roc, fit_gate
 from keras_branchy.temperature import (
     TemperatureReport,
@@ -27,9 +36,6 @@ if TYPE_CHECKING:
     from keras_branchy.branchy_model import BranchyModel
 
 __all__ = ["all_logits", "calibrate", "fit_gates", "fit_temperatures"]
-
-# A smaller share may be copies that occur in both.
-SEEN = 0.1
 
 
 def all_logits(
@@ -113,9 +119,9 @@ def fit_temperatures(
     model: BranchyModel, data: Any, y: Any, batch_size: int | None, verbose: Any
 ) -> TemperatureReport:
     """Fits a temperature to every exit's logits, and sets them on the model."""
-    _warn_of_seen(model, data, "fit_temperatures", "the temperatures are too low for those")
+    warn_of_seen(model, data, "fit_temperatures", "the temperatures are too low for those")
     divided, labels = all_logits(model, data, y, batch_size=batch_size, verbose=verbose)
-    labels = _labels("fit_temperatures", labels, data)
+    labels = labels_of("fit_temperatures", labels, data)
     chosen, rows = [], []
     for name, values, old in zip(
         model.exit_names, divided, model.temperatures, strict=True
@@ -147,7 +153,7 @@ def fit_gates(
             "No exit has a learned gate. Received: a model with the criteria "
             f"{model.criteria}. Build it with ExitBranch(…, criterion='learned')."
         )
-    _warn_of_seen(model, data, "fit_gates", "the gates are too sure of those")
+    warn_of_seen(model, data, "fit_gates", "the gates are too sure of those")
     logits, labels = all_logits(model, data, y, batch_size=batch_size, verbose=verbose)
     answers = np.stack([gate_scores(values)[1] for values in logits])
     right = answers == (answers[-1] if labels is None else labels)
@@ -172,60 +178,6 @@ def fit_gates(
     return GateReport(names, right.shape[1], target, *columns)
 
 
-def _labels(verb: str, labels: np.ndarray | None, data: Any) -> np.ndarray:
-    if labels is None:
-        raise ValueError(
-            f"`{verb}` compares answers with labels. Received: {type(data).__name__} "
-            "without labels. Pass a dataset of (x, label) batches, or y= beside an array."
-        )
-    return labels
-
-
-def _warn_of_seen(model: BranchyModel, data: Any, verb: str, so: str) -> None:
-    share = model._settings.seen.share(data)
-    if share >= SEEN:
-        warnings.warn(
-            f"`fit` saw {share:.0%}".replace("%", " %") + " of the samples that "
-            f"`{verb}` is given. Exits are surer and more often right on these than on "
-            f"new ones, so {so}. Pass samples held out of training.",
-            stacklevel=4,
-        )
-
-
-def _warn_of_fitted(model: BranchyModel, data: Any) -> None:
-    share = model._settings.fitted.share(data)
-    if share >= SEEN:
-        warnings.warn(
-            f"Temperatures or gates were fitted to {share:.0%}".replace("%", " %")
-            + " of the samples that `calibrate` is given. A `confidence` holds for scores "
-            "that were there before the samples. Pass others than to `fit_temperatures` "
-            "and `fit_gates`.",
-            stacklevel=4,
-        )
-
-
-def _check_patience(model: BranchyModel, confidence: Any) -> None:
-    """Thresholds are chosen as if nobody left by agreement, so nothing can be promised."""
-    if model.patience is None:
-        return
-    counted = (
-        "`calibrate` counts who leaves by thresholds, not who leaves because "
-        f"{model.patience} successive exits agree"
-    )
-    if confidence is not None:
-        raise ValueError(
-            f"{counted}, so no confidence can be stated. Received: confidence="
-            f"{confidence!r} for a model with patience={model.patience}. Set "
-            "model.patience = None, or leave the confidence out."
-        )
-    warnings.warn(
-        f"{counted}: more samples leave early, and more may be lost, than the report says. "
-        "Compare with model.predict_early on held-out samples, or set model.patience = "
-        "None.",
-        stacklevel=4,
-    )
-
-
 def calibrate(
     model: BranchyModel,
     data: Any,
@@ -237,12 +189,13 @@ def calibrate(
 ) -> CalibrationReport:
     """Scores every exit once, chooses thresholds, and sets them on the model."""
     so = "the thresholds lose more on those than they promise"
-    _warn_of_seen(model, data, "calibrate", so)
-    _check_patience(model, targets.get("confidence"))
+    warn_of_seen(model, data, "calibrate", so)
+    warn_of_points(targets)
     if targets.get("confidence") is not None:
-        _warn_of_fitted(model, data)
+        warn_of_fitted(model, data)
     logits, labels = all_logits(model, data, y, batch_size=batch_size, verbose=verbose)
-    labels = _labels("calibrate", labels, data)
+    labels = labels_of("calibrate", labels, data)
+    warn_of_broken(model.exit_names, logits)
     # The gate compares float32 scores, so thresholds lie between these.
     scores = [
         gate_scores(values, criterion, gate)[0].astype(np.float32)
@@ -251,6 +204,11 @@ def calibrate(
         )
     ]
     answers = np.stack([gate_scores(values)[1] for values in logits])
+    if targets["max_disagreement"] is None and targets["exit_shares"] is None:
+        warn_of_guessing(model, answers[-1] == labels)
+    leaving = None
+    if model.patience is not None:
+        leaving = agreements(np.stack(scores), answers[:-1], model.patience)
     counted, trunk = _exit_costs(model) if costs is None else (costs, None)
     report = choose_thresholds(
         scores,
@@ -261,6 +219,7 @@ def calibrate(
         agrees=answers == answers[-1],
         labels=labels,
         trunk_costs=trunk,
+        leaving=leaving,
         exit_names=model.exit_names,
         **targets,
     )

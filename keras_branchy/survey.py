@@ -39,7 +39,11 @@ class Survey:
         if key not in self._searches:
             answers = self.answers
             self._searches[key] = ThresholdSearch(
-                answers.scores, counted, answers.costs, answers.criteria
+                answers.scores,
+                counted,
+                answers.costs,
+                answers.criteria,
+                answers.leaving,
             )
         return self._searches[key]
 

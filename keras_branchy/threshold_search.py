@@ -25,6 +25,8 @@ __all__ = ["ThresholdSearch"]
 # Prices of the whole model's cost, in correct answers: from "accuracy only" to "cost only".
 PRICES = np.geomspace(1e-3, 1e2, 31)
 MAX_SWEEPS = 20
+# The rank of who leaves even where nobody is to.
+ALWAYS = -1
 # Combinations of cuts that are all looked at, where there are no more.
 ALL = 2**16
 # Otherwise those of a block of exits; four times as many save less than 0.1 % of cost.
@@ -42,7 +44,8 @@ class ThresholdSearch:
     """The search for cuts. A cut of an exit is a rank: samples of lower rank leave.
 
     Cuts lie between different scores only, since equal scores leave together. What counts
-    as correct is [N, n], bool or in parts.
+    as correct is [N, n], bool or in parts. Who is `leaving` at an exit, [N-1, n] bool, does
+    so at any cut.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class ThresholdSearch:
         correct: np.ndarray,
         costs: Sequence[float] | np.ndarray,
         criteria: Sequence[str],
+        leaving: np.ndarray | None = None,
     ):
         self.correct = np.asarray(correct)
         self.samples = self.correct.shape[1]
@@ -61,6 +65,8 @@ class ThresholdSearch:
             for score, name in zip(scores, criteria, strict=True)
         ]
         self._ranks = np.array([order.rank for order in self.orders], np.int32)
+        if leaving is not None:
+            self._ranks[np.asarray(leaving, bool)] = ALWAYS
         self._columns = np.arange(self.samples)
         # An earlier exit counts more, so that the largest tells the first to leave at.
         counts = np.arange(self.exits, 0, -1)
@@ -71,6 +77,10 @@ class ThresholdSearch:
         leaves = self._ranks < np.asarray(cuts, np.int32)[:, None]
         first = (leaves * self._counts).max(axis=0, initial=0)
         return self.exits - first.astype(np.intp)
+
+    def always(self, index: int) -> np.ndarray:
+        """Who leaves at an exit at any cut, [n] bool."""
+        return self._ranks[index] == ALWAYS
 
     def _right(self, exits: np.ndarray) -> np.ndarray:
         """What each sample counts as at its exit, [n]."""
@@ -163,9 +173,12 @@ class ThresholdSearch:
         cuts: list[int] = []
         staying = np.ones(self.samples, bool)
         for order, share in zip(self.orders, shares, strict=True):
-            leaving = np.concatenate([[0], np.cumsum(staying[order.samples])])[order.cuts]
+            always = self.always(len(cuts))
+            choice = (staying & ~always)[order.samples]
+            leaving = np.concatenate([[0], np.cumsum(choice)])[order.cuts]
+            leaving += np.count_nonzero(staying & always)
             cuts.append(int(order.cuts[np.abs(leaving - share * self.samples).argmin()]))
-            staying &= order.rank >= cuts[-1]
+            staying &= self._ranks[len(cuts) - 1] >= cuts[-1]
         return tuple(cuts)
 
     def _improve(
@@ -238,7 +251,7 @@ class ThresholdSearch:
         shape: tuple[int, ...] = ()
         for index, ranks in zip(block, tried, strict=True):
             # The place in `ranks` of the first cut at which a sample leaves.
-            first = _places(ranks, self.samples)[self.orders[index].rank[here]]
+            first = _places(ranks, self.samples)[self._ranks[index][here]]
             if index > block[0]:
                 first[otherwise <= index] = len(ranks)
             shape = (*shape, len(ranks) + 1)

@@ -81,15 +81,25 @@ def gate_thresholds(
     )
 
 
-def check_patience(patience: Any) -> None:
+def check_patience(patience: Any, exits: int) -> None:
     """Refuses what is neither None nor a number of exits that can agree.
 
+    Args:
+        patience: What is to be checked.
+        exits: How many exits there are, the last included.
+
     Raises:
-        ValueError: If it is anything else.
+        ValueError: If it is anything else, or there are fewer exits.
     """
     whole = isinstance(patience, int) and not isinstance(patience, bool)
     if patience is not None and not (whole and patience >= 2):
         raise ValueError(
             "`patience` must be None, or the number of successive exits that must "
             f"agree, an integer of at least 2. Received: patience={patience!r}."
+        )
+    if patience is not None and patience > exits:
+        raise ValueError(
+            f"`patience` is the number of successive exits that must agree, and there are "
+            f"{exits}. Received: patience={patience}. Every sample would go to the last "
+            "exit: set fewer, or None."
         )

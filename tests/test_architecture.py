@@ -13,6 +13,7 @@ from project import PACKAGE, ROOT, fresh_python, source_files
 # A module imports only from rows above its own.
 LAYERS = (
     (
+        "agreement",
         "criteria",
         "layers",
         "masks",
@@ -38,7 +39,7 @@ LAYERS = (
     ("branchy_model",),
     ("stages", "batches"),
     ("stage_logits",),
-    ("early_exit", "cost"),
+    ("early_exit", "cost", "held_out"),
     ("scoring",),
     ("export",),
     ("outcome", "drift"),
@@ -51,6 +52,7 @@ LAZILY_UPWARD = {"early_exiting", "exit_scores"}
 
 FRAMEWORKS = {"tensorflow", "keras"}
 WITHOUT_FRAMEWORKS = {
+    "agreement",
     "answers",
     "binomial",
     "calibration",
@@ -60,6 +62,7 @@ WITHOUT_FRAMEWORKS = {
     "drop_test",
     "expected_gains",
     "guarantees",
+    "held_out",
     "learned_gate",
     "midpoints",
     "orders",

@@ -67,6 +67,16 @@ def test_patience_is_checked(model, patience):
         model.patience = patience
 
 
+def test_no_more_exits_can_agree_than_there_are(model):
+    most = len(model.exit_names)
+    model.patience = most
+    with pytest.raises(
+        ValueError, match=rf"there are {most}. Received: patience={most + 1}"
+    ):
+        model.patience = most + 1
+    assert model.patience == most
+
+
 def test_training_resumes_from_a_file(model, tmp_path, rng):
     x, y = images(64, rng), rng.integers(0, 4, 64)
     model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])

@@ -4,7 +4,6 @@
 import math
 from fractions import Fraction
 from itertools import product
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -169,9 +168,3 @@ def test_what_cannot_be_watched_is_refused(make, message):
 def test_what_are_no_exits(exits):
     with pytest.raises(TypeError, match=r"a sequence of indices.*Pass `predict_early"):
         ExitDrift([9, 1]).update(exits)
-
-
-def test_a_report_that_does_not_count_agreement_is_refused():
-    report = SimpleNamespace(samples=100, shares=[0.9, 0.1], patience=2)
-    with pytest.raises(ValueError, match=r"a model with patience=2. Count its exits on"):
-        ExitDrift.from_report(report)

@@ -65,7 +65,8 @@ def test_calibrate_for_samples_to_come(model, rng):
 
 
 def test_costs_of_ones_own(model, rng):
-    x, y = images(200, rng), rng.integers(0, 4, 200)
+    x = images(200, rng)
+    y = answer_of_last(model, x)
     report = model.calibrate(x, y, max_cost=2.0, costs=[1.0, 2.5, 3.0], verbose=0)
     assert report.exit_costs == [1 / 3, 2.5 / 3, 1.0]
     taken = model.predict_early(x, verbose=0).exits
@@ -79,7 +80,8 @@ def test_broken_samples_stay_to_the_end(model, rng):
     x = images(60, rng)
     y = model.predict(x, verbose=0)["exit_3"].argmax(-1)
     x[::6] = np.nan
-    with np.errstate(invalid="ignore"):
+    said = r"NaN or infinity at 'exit_1' for 10 of 60 samples, the first at index 0\."
+    with np.errstate(invalid="ignore"), pytest.warns(UserWarning, match=said):
         report = model.calibrate(x, y, exit_shares=[0.5, 0.5], verbose=0)
     answer = model.predict_early(x, verbose=0)
     np.testing.assert_array_equal(answer.exits[::6], 2)
@@ -178,21 +180,56 @@ def test_progress_is_shown(rng, capsys):
     assert "2/2" in capsys.readouterr().out
 
 
-def test_leaving_by_agreement_is_not_counted_and_that_is_said(model, rng):
-    x, y = images(400, rng), rng.integers(0, 4, 400)
-    model.patience = 2
-    with pytest.warns(UserWarning, match="2 successive exits agree: more samples leave"):
-        report = model.calibrate(x, y, exit_shares=[0.2, 0.2], verbose=0)
+def test_who_leaves_by_agreement_is_counted(model, rng):
+    x = images(400, rng)
+    y = answer_of_last(model, x)
+    model.patience, model.thresholds = 2, [None, None]
+    by_agreement = model.predict_early(x, verbose=0)
+    assert set(by_agreement.exits) == {1, 2}
+    report = model.calibrate(x, y, exit_shares=[0.3, 0.0], verbose=0)
     answer = model.predict_early(x, verbose=0)
-    assert report.patience == 2
-    leave = (answer.exits < 2).mean()
-    assert leave > sum(report.shares[:2]) + 0.05  # as the warning says
-    model.thresholds = None
-    with pytest.raises(ValueError, match=r"no confidence can be stated. Received: confid"):
-        model.calibrate(x, y, max_disagreement=0.3, confidence=0.9, verbose=0)
-    assert model.thresholds is None
-    model.patience = None
-    report = model.calibrate(x, y, exit_shares=[0.2, 0.2], verbose=0)  # without a warning
-    assert report.patience is None and model.thresholds is not None
-    model.patience = 2
-    assert model.thresholds is None
+    shares = np.bincount(answer.exits, minlength=3) / 400
+    np.testing.assert_allclose(report.shares, shares)
+    assert report.accuracy == (answer.labels == y).mean()
+    assert "exit_1  entropy < " in str(report) and "2 exits agree" in str(report)
+    assert report.patience == 2 and shares[0] == 0.3 and shares[1] > 0
+
+
+def test_where_agreement_alone_loses_too_much(model, rng):
+    x = images(400, rng)
+    y = answer_of_last(model, x)
+    model.patience, model.thresholds = 2, [None, None]
+    lost = (model.predict_early(x, verbose=0).labels != y).mean()
+    assert 0.05 < lost < 0.7
+    said = "or set model.patience higher, or to None"
+    for confidence in (None, 0.9):
+        with pytest.raises(ValueError, match=said):
+            model.calibrate(
+                x, y, max_lost_answers=lost / 2, confidence=confidence, verbose=0
+            )
+
+
+def answer_of_last(model, x):
+    return model.predict(x, verbose=0)["exit_3"].argmax(-1)
+
+
+def test_what_is_no_better_than_guessing_is_said(model, rng):
+    x = images(60, rng)
+    y = answer_of_last(model, x)
+    said = r"right on 0.0 % of 60 samples, no better than guessing among 4 classes"
+    with pytest.warns(UserWarning, match=said):
+        model.calibrate(x, (y + 1) % 4, max_accuracy_drop=0.1, verbose=0)
+    model.calibrate(x, y, max_accuracy_drop=0.1, verbose=0)
+    # So few may be wrong by bad luck.
+    model.calibrate(x[:49], (y[:49] + 1) % 4, max_accuracy_drop=0.1, verbose=0)
+
+
+def test_points_are_no_fraction(model, rng):
+    x = images(60, rng)
+    y = answer_of_last(model, x)
+    with pytest.warns(UserWarning, match=r"`max_accuracy_drop`=1 lets 100 of 100 answers"):
+        model.calibrate(x, y, max_accuracy_drop=1, verbose=0)
+    with pytest.warns(UserWarning, match=r"`max_disagreement`=0.5 lets 50 of 100 answers"):
+        model.calibrate(x, y, max_disagreement=0.5, verbose=0)
+    model.calibrate(x, y, min_accuracy=0.5, verbose=0)
+    model.calibrate(x, y, max_accuracy_drop=0.49, verbose=0)

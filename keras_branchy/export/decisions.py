@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_branchy.agreement import agreements
 from keras_branchy.criteria import CRITERIA, gate_scores
 
 __all__ = ["decide", "score_all"]
@@ -51,14 +52,9 @@ def decide(
         patience: As in `BranchyModel`.
     """
     exits = np.full(labels.shape[1], -1)
-    previous, agreed = np.full(labels.shape[1], -1), np.zeros(labels.shape[1], int)
+    agree = agreements(scores[:-1], labels[:-1], patience)
     for index, criterion in enumerate(criteria):
-        leaves = CRITERIA[criterion].exits(scores[index], thresholds[index])
-        known = ~np.isnan(scores[index])
-        agreed = np.where(known & (labels[index] == previous), agreed + 1, 1)
-        previous = np.where(known, labels[index], -1)
-        if patience is not None:
-            leaves = leaves | (agreed >= patience)
+        leaves = CRITERIA[criterion].exits(scores[index], thresholds[index]) | agree[index]
         exits[(exits < 0) & leaves] = index
     exits[exits < 0] = len(criteria)
     return labels[exits, np.arange(labels.shape[1])], exits
