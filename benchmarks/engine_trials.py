@@ -47,7 +47,7 @@ def main():
     tf.config.threading.set_inter_op_parallelism_threads(1)
     keras.utils.set_random_seed(0)
     rows = []
-    for trial in (pooling, chunks, resizing, gates):
+    for trial in (calling, pooling, chunks, resizing, gates):
         for row in trial(args.seconds):
             print(json.dumps(row), flush=True)
             rows.append(row)
@@ -64,6 +64,37 @@ def made_with():
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "command": "python benchmarks/engine_trials.py --json FILE",
     }
+
+
+# ---- TensorFlow: how the traced function is called -----------------------------------
+def calling(seconds):
+    """`early_exit` as it is, and the concrete function that it comes to."""
+    model = networks.b_lenet()
+    images = made_up((28, 28, 1), BATCHES * 256)
+    limit = np.array([np.median(entropies(model, images))], np.float32)
+    for size in (32, 256):
+        batches = [images[i : i + size] for i in range(0, BATCHES * size, size)]
+        made = model.early_exit, model.early_exit.get_concrete_function()
+        runs = {
+            name: partial(called, run, batches, limit)
+            for name, run in zip(("tf.function", "concrete"), made, strict=True)
+        }
+        one, other = (run() for run in runs.values())
+        np.testing.assert_array_equal(one, other)
+        yield {
+            "trial": "the concrete function in place of the `tf.function`",
+            "network": "b_lenet",
+            "batch": size,
+            "share": 0.5,
+            **turns(runs, seconds),
+            "images": BATCHES * size,
+        }
+
+
+def called(run, batches, limit):
+    limit = tf.constant(limit)
+    found = ({k: v.numpy() for k, v in run(x, limit).items()} for x in batches)
+    return np.concatenate([answer["exits"] for answer in found])
 
 
 # ---- TensorFlow: survivors of several batches together -------------------------------

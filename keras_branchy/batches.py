@@ -37,9 +37,9 @@ def batches_of(
         steps: How many batches to take.
 
     Yields:
-        x in the structure and dtypes of the model's inputs, as backend tensors, and y as
-        NumPy array, or None where there is none. Arrays without a single sample give one
-        empty batch.
+        x in the structure and dtypes of the model's inputs, as NumPy arrays or backend
+        tensors, and y as NumPy array, or None where there is none. Arrays without a single
+        sample give one empty batch.
 
     Raises:
         ValueError: If `data` gives no batch or does not fit the inputs, an array and its
@@ -176,21 +176,28 @@ def _by_name(x: dict[str, Any], model: BranchyModel) -> Any:
 
 def _as_input(value: Any, declared: Any) -> Any:
     """One input; a last axis of size 1 is added or left out as in `predict`."""
+    if isinstance(value, np.ndarray) and value.dtype.name == declared.dtype:
+        # What is computed from it converts it in a third of the time.
+        if _fits(value.shape, declared.shape):
+            return value
     tensor = keras.ops.convert_to_tensor(value, dtype=declared.dtype)
     wanted, received = tuple(declared.shape), tuple(tensor.shape)
     if len(received) == len(wanted) - 1 and wanted[-1] == 1:
         tensor = keras.ops.expand_dims(tensor, -1)
     elif len(received) == len(wanted) + 1 and received[-1] == 1:
         tensor = keras.ops.squeeze(tensor, -1)
-    fits = len(tensor.shape) == len(wanted) and all(
-        size in (None, got) for size, got in zip(wanted[1:], tensor.shape[1:], strict=True)
-    )
-    if not fits:
+    if not _fits(tensor.shape, wanted):
         raise ValueError(
             f"The input '{declared.name}' takes arrays of shape {wanted}. Received: shape "
             f"{received}. Pass a batch of samples, and see `model.input_shape`."
         )
     return tensor
+
+
+def _fits(shape: Any, declared: Any) -> bool:
+    return len(shape) == len(declared) and all(
+        size in (None, got) for size, got in zip(declared[1:], shape[1:], strict=True)
+    )
 
 
 def _as_numpy(value: Any) -> np.ndarray:

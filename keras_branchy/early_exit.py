@@ -205,8 +205,10 @@ def _answers(
     verbose: Any,
     steps: int | None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    thresholds = gate_thresholds(model.thresholds, model.criteria)
-    run = model.early_exit
+    import tensorflow as tf
+
+    thresholds = tf.constant(gate_thresholds(model.thresholds, model.criteria))
+    run = _call(model)
     if batch_size is None and is_arrays(data):
         batch_size = good_batch_size(model)
     batches = batches_of(model, data, None, batch_size, verbose, steps)
@@ -214,6 +216,17 @@ def _answers(
         {name: answer.numpy() for name, answer in run(x, thresholds).items()}
         for x, _ in batches
     )
+
+
+def _call(model: BranchyModel) -> Any:
+    """What `early_exit` calls in the end.
+
+    A `tf.function` holds all arguments against its signature first, and looking up what it
+    traced takes as long again: together as long as a small stage.
+    """
+    if model._settings.early_exit_call is None:
+        model._settings.early_exit_call = model.early_exit.get_concrete_function()
+    return model._settings.early_exit_call
 
 
 def good_batch_size(model: BranchyModel) -> int:

@@ -59,7 +59,7 @@ class EarlyExiting(ExitScores):
         check_patience(patience, len(self.exit_names))
         if patience != self._settings.patience:
             self._settings.patience = patience
-            self._settings.early_exit = None
+            self._settings.early_exit = self._settings.early_exit_call = None
             # They were chosen for others to stay.
             self._settings.thresholds = None
 

@@ -34,6 +34,7 @@ class Settings:
     stages: tuple | None = None
     all_exits: keras.Model | None = None
     early_exit: Any = None
+    early_exit_call: Any = None
     seen: SeenData = field(default_factory=SeenData)
     fitted: SeenData = field(default_factory=SeenData)
 
@@ -45,7 +46,7 @@ class Settings:
 
     def forget_scores(self) -> None:
         """Drops the traced scores, and the thresholds that were chosen on them."""
-        self.early_exit = self.thresholds = None
+        self.early_exit = self.early_exit_call = self.thresholds = None
 
 
 class ExitScores(MultiExitTraining):

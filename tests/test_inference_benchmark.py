@@ -117,9 +117,9 @@ def measured():
     found.taken["tensorflow", None] = [[8e-3, 8e-3], [8e-3, 8e-3], [8e-1, 8e-3]]
     found.taken["litert", None] = [[4e-3, 4e-3]] * 3
     found.taken["predict_early", "0.5"] = [[2e-3, 4e-3], [2e-3, 4e-3], [2e-3, 4e-1]]
-    found.taken["predict_early, stream", "0.5"] = [[6e-3]] * 3
+    found.taken["stage_runner, stream", "0.5"] = [[6e-3]] * 3
     exits = np.array([0, 0, 0, 0, 1, 1, 1, 0])
-    for kind in ("predict_early", "predict_early, stream"):
+    for kind in ("predict_early", "stage_runner, stream"):
         found.exits[kind, "0.5"] = exits
         found.labels[kind, "0.5"] = exits
         found.peaks[kind, "0.5"] = 1.0
@@ -163,7 +163,7 @@ def test_times_are_medians_over_rounds_and_then_means_over_batches():
     assert found["tensorflow"]["us_per_image"] == pytest.approx(2000)
     assert found["predict_early"]["us_per_image"] == pytest.approx((2 + 4) / 2 / 4 * 1e3)
     # A stream's one figure is of both batches.
-    assert found["predict_early, stream"]["us_per_image"] == pytest.approx(750)
+    assert found["stage_runner, stream"]["us_per_image"] == pytest.approx(750)
 
 
 def test_gains_are_over_the_same_runtime_and_over_the_fastest():

@@ -12,9 +12,9 @@ from benchmarks.speed.stage_contestants import ways
 PLAIN = ("tensorflow", "litert", "onnxruntime", "torch", "torch.compile")
 OURS = (
     "predict_early",
-    "predict_early, stream",
     "early_exit",
     "stage_runner",
+    "stage_runner, stream",
     "stage_runner, one",
 )
 LOOPS = ("torch, loop", "torch.compile, loop")

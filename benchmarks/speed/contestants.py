@@ -9,6 +9,8 @@ backbones) in NumPy out. It knows nothing of shares.
 import time
 from pathlib import Path
 
+import numpy as np
+
 TRIALS, FEW = 3, 8  # calls to choose by, more of them at few samples
 
 
@@ -63,7 +65,7 @@ class TensorFlowPlain(_TensorFlow):
 
 
 class PredictEarly(_TensorFlow):
-    """`predict_early` with its defaults; given one batch, or many in one call."""
+    """`predict_early` with its defaults."""
 
     def set_thresholds(self, thresholds):
         self.model.thresholds = thresholds
@@ -183,6 +185,16 @@ class Runner(Contestant):
         return answer.labels, answer.exits
 
 
+class RunnerStream(Runner):
+    """`StageRunner.stream`, given many batches one by one."""
+
+    def run(self, x):
+        batches = (x[at : at + self.batch] for at in range(0, len(x), self.batch))
+        answers = list(self.runner.stream(batches))
+        labels, exits = ([getattr(a, n) for a in answers] for n in ("labels", "exits"))
+        return np.concatenate(labels), np.concatenate(exits)
+
+
 class RunnerOfOne(Runner):
     """`StageRunner` on an export for one sample at a time."""
 
@@ -196,9 +208,9 @@ def kinds():
         "litert": LiteRTPlain,
         "onnxruntime": OnnxPlain,
         "predict_early": PredictEarly,
-        "predict_early, stream": PredictEarly,
         "early_exit": EarlyExit,
         "stage_runner": Runner,
+        "stage_runner, stream": RunnerStream,
         "stage_runner, one": RunnerOfOne,
     }
 

@@ -15,8 +15,8 @@ DPI = 110
 MEASURED = {"predict_early": (EARLY, "o"), "stage_runner": (CHOSEN, "s")}
 BY_BATCH = {
     "predict_early": (EARLY, "o", "-"),
-    "predict_early, stream": (EARLY, "D", "--"),
     "stage_runner": (CHOSEN, "s", "-"),
+    "stage_runner, stream": (CHOSEN, "D", "--"),
     "stage_runner, one": (CHOSEN, "s", "-"),
     "tensorflow": (INK, "^", "-"),
     "litert": (INK, "v", "--"),

@@ -12,9 +12,9 @@ CONFIDENCE = 98  # per cent, of intervals
 # What each runtime is compared with where it says `gain_same_runtime`.
 SAME = {
     "predict_early": "tensorflow",
-    "predict_early, stream": "tensorflow",
     "early_exit": "tensorflow",
     "stage_runner": "litert",
+    "stage_runner, stream": "litert",
     "stage_runner, one": "litert",
     "torch, loop": "torch",
     "torch.compile, loop": "torch.compile",

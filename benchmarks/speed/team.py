@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 # What needs no process of its own: it is no runtime, and its memory is not reported.
-TOGETHER = {"stages in tensorflow": "predict_early, stream"}
+TOGETHER = {"stages in litert": "stage_runner, stream"}
 
 
 class WorkerError(RuntimeError):
