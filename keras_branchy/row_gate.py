@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import exp, expm1, log1p
+from operator import mul
+from struct import Struct
 
 import numpy as np
 
@@ -15,6 +17,8 @@ __all__ = ["Answer", "row_gate", "softmax"]
 
 # From here on NumPy's loop is the faster one.
 _MANY_CLASSES = 100
+# To float32 and back, in a third of NumPy's time.
+_SINGLE = Struct("f")
 
 Answer = tuple[float, int, Sequence[float] | np.ndarray]
 """Score (a float32), label, and one probability per class."""
@@ -46,13 +50,14 @@ def row_gate(
         e[label] = sure
         whole = 1.0 + rest
         score = finish(top, d, e, rest, label)
-        return float(np.float32(score)), label, [x / whole for x in e]
+        (score,) = _SINGLE.unpack(_SINGLE.pack(score))
+        return score, label, [x / whole for x in e]
 
     return gate
 
 
 def _entropy(top: float, d: list, e: list, rest: float, label: int) -> float:
-    return log1p(rest) - sum([x * y for x, y in zip(d, e, strict=True)]) / (1.0 + rest)
+    return log1p(rest) - sum(map(mul, d, e)) / (1.0 + rest)
 
 
 def _max_probability(top: float, d: list, e: list, rest: float, label: int) -> float:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -72,9 +73,12 @@ class SampleDriver:
     def predict(
         self, samples: Samples, count: int, thresholds: np.ndarray
     ) -> list[np.ndarray]:
-        answers = _blank(count, self.num_classes)
         limits = thresholds.tolist()
         walk = self._walk if self.patience is None else self._walk_patiently
+        if count == 1:
+            (score, label, probabilities), taken = walk(dict(samples), limits)
+            return _alone(label, probabilities, taken, score)
+        answers = _blank(count, self.num_classes)
         for index in range(count):
             (score, label, probabilities), taken = walk(_one(samples, index), limits)
             answers[0][index] = label
@@ -167,6 +171,18 @@ class CascadeDriver:
 def _one(samples: Samples, index: int) -> Samples:
     """The rows [1, …] of one sample."""
     return {name: value[index : index + 1] for name, value in samples.items()}
+
+
+def _alone(
+    label: int, probabilities: Sequence[float] | np.ndarray, taken: int, score: float
+) -> list[np.ndarray]:
+    """The answer for one sample, as `_blank` would hold it."""
+    return [
+        np.array([label]),
+        np.array([probabilities], np.float32),
+        np.array([taken]),
+        np.array([score], np.float32),
+    ]
 
 
 def _blank(count: int, classes: int) -> list[np.ndarray]:

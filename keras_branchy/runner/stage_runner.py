@@ -149,6 +149,12 @@ class StageRunner:
 
     def _answers(self, samples: dict, count: int, gate: np.ndarray) -> list[np.ndarray]:
         """Labels, probabilities, exits and scores."""
+        if not self._in_batches and count == 1:
+            driver = self._drivers.get()
+            try:
+                return driver.predict(samples, 1, gate)
+            finally:
+                self._drivers.put(driver)
         if not self._in_batches:
             return self._run("predict", samples, count, gate)
         with self._crew() as crew:
