@@ -30,6 +30,7 @@ class Outcome:
         shares: [N] share of the samples that leaves at each exit.
         accuracy_where_taken: [N] accuracy on those that leave there; None for none.
         exit_accuracy: [N] accuracy of each exit on all samples.
+        by_agreement: [N] share of the samples that leaves there only because exits agree.
     """
 
     samples: int
@@ -38,6 +39,7 @@ class Outcome:
     shares: list[float]
     accuracy_where_taken: list[float | None]
     exit_accuracy: list[float]
+    by_agreement: list[float]
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ def outcome(
     right = chosen == labels
     every = (answers == labels).mean(axis=1)
     taken = [right[exits == index] for index in range(len(answers))]
+    _, by_threshold = decide(scores, answers, model.criteria, gates, None)
+    agreed = [(exits == k) & (by_threshold > k) for k in range(len(answers))]
     return Outcome(
         samples=len(labels),
         accuracy=float(right.mean()),
@@ -87,6 +91,7 @@ def outcome(
         shares=[len(part) / len(labels) for part in taken],
         accuracy_where_taken=[float(x.mean()) if len(x) else None for x in taken],
         exit_accuracy=[float(value) for value in every],
+        by_agreement=[float(where.mean()) for where in agreed],
     )
 
 

@@ -333,6 +333,27 @@ def test_evaluate_tries_other_thresholds(place):
     assert "never" in text and "entropy < 0.5 nats" in text and "times less" in text
 
 
+def test_evaluate_tells_who_leaves_because_exits_agree(place, tmp_path):
+    model = load(place.model)
+    model.patience, model.thresholds = 2, [None, None]
+    model.save(tmp_path / "patient.keras")
+    left = float((model.predict_early(place.x, verbose=0).exits == 1).mean())
+    found = answer("evaluate", tmp_path / "patient.keras", place.data)
+    told = [row["by_agreement"] for row in found["exits"]]
+    assert told == [0, pytest.approx(left), 0] and left > 0
+    text, _ = run("evaluate", tmp_path / "patient.keras", place.data)
+    assert f"exits agree ({100 * left:.2f} %)" in text and "never or" not in text
+
+
+def test_evaluate_says_where_labels_are_of_another_order(place, tmp_path):
+    last = load(place.model).predict(place.x, verbose=0)["exit_3"].argmax(-1)
+    np.savez(tmp_path / "shifted.npz", x=place.x, y=(last + 1) % 3)
+    _, said = run(
+        "evaluate", place.model, tmp_path / "shifted.npz", "--thresholds", "never,0.5"
+    )
+    assert "no better than guessing" in " ".join(said.split())
+
+
 def test_evaluate_draws_figures(place, calibrated, tmp_path):
     folder = tmp_path / "new" / "figures"
     found = answer("evaluate", calibrated[0], place.data, "--figures", folder)

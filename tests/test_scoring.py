@@ -8,6 +8,7 @@ import tensorflow as tf
 from cases import exits, gates, images, residual, sequential
 
 from keras_branchy import BranchyModel
+from keras_branchy.outcome import outcome
 from keras_branchy.scoring import all_logits
 
 
@@ -191,6 +192,9 @@ def test_who_leaves_by_agreement_is_counted(model, rng):
     shares = np.bincount(answer.exits, minlength=3) / 400
     np.testing.assert_allclose(report.shares, shares)
     assert report.accuracy == (answer.labels == y).mean()
+    found = outcome(model, all_logits(model, x, verbose=0)[0], y, model.thresholds)
+    assert found.shares == report.shares and found.by_agreement[::2] == [0.0, 0.0]
+    assert found.by_agreement[1] == report.shares[1] and report.thresholds[1] is None
     assert "exit_1  entropy < " in str(report) and "2 exits agree" in str(report)
     assert report.patience == 2 and shares[0] == 0.3 and shares[1] > 0
 

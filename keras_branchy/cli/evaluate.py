@@ -81,10 +81,13 @@ def command(
             pixels=pixels,
             report=report,
         )
+        from keras_branchy.held_out import warn_of_guessing
         from keras_branchy.scoring import all_logits
 
         batches = samples.tracked(batch_size, report, "Running every exit")
         logits, labels = all_logits(loaded, batches, verbose=0)
+        if labels is not None:
+            warn_of_guessing(loaded, logits[-1].argmax(-1) == labels)
         result = {
             "model": str(model),
             "data": samples.describe(),
@@ -118,6 +121,7 @@ def measured(model: Any, logits: Any, labels: Any) -> dict[str, Any]:
             "criterion": None if index == last else model.criteria[index],
             "threshold": None if index == last else model.thresholds[index],
             "share": found.shares[index],
+            "by_agreement": found.by_agreement[index],
             "accuracy_where_taken": found.accuracy_where_taken[index],
             "accuracy": found.exit_accuracy[index],
         }
@@ -172,14 +176,22 @@ def show(found: dict[str, Any], samples: str) -> Iterable:
 
 
 def _exit_row(row: dict[str, Any]) -> tuple[str, ...]:
-    gate = row["criterion"]
     return (
         row["name"],
-        "it gets here" if gate is None else rule(gate, row["threshold"]),
+        _rules(row),
         percent(row["share"]),
         percent(row["accuracy_where_taken"]),
         percent(row["accuracy"]),
     )
+
+
+def _rules(row: dict[str, Any]) -> str:
+    if row["criterion"] is None:
+        return "it gets here"
+    rules = [rule(row["criterion"], row["threshold"])]
+    if row["by_agreement"]:
+        rules.append(f"exits agree ({percent(row['by_agreement'])})")
+    return " or ".join(rules[rules[0] == "never" and len(rules) > 1 :])
 
 
 def _cost_rows(cost: dict[str, Any]) -> Iterable[tuple[str, ...]]:
