@@ -262,11 +262,11 @@ def test_the_committed_results_keep_what_was_promised(name):
         assert row["refused"] == 0 and row.get("must_be_refused", False) is False
         if row["confidence"] == "mean":
             slack = 3 * 0.5 / math.sqrt(row["repeats"]) * row["limit"]
-            assert row["mean_risk"] <= row["limit"] + slack, row
+            assert row["mean_drop"] <= row["limit"] + slack, row
         elif row["confidence"] is not None:
             error = 1 - row["confidence"]
             slack = 3 * math.sqrt(error * (1 - error) / row["repeats"])
-            assert row["risk_exceeds"] <= error + slack, row
+            assert row["drop_exceeds"] <= error + slack, row
             checked += 1
     assert checked >= 12
 
