@@ -4,6 +4,8 @@
 Drawn on nothing, in ink that shows on white and on near-black.
 """
 
+import textwrap
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -17,7 +19,7 @@ BY_BATCH = {
     "predict_early": (EARLY, "o", "-"),
     "stage_runner": (CHOSEN, "s", "-"),
     "stage_runner, stream": (CHOSEN, "D", "--"),
-    "stage_runner, one": (CHOSEN, "s", "-"),
+    "stage_runner, one": (CHOSEN, "*", "-"),
     "tensorflow": (INK, "^", "-"),
     "litert": (INK, "v", "--"),
     "onnxruntime": (INK, "x", "-."),
@@ -94,7 +96,7 @@ def time(name, rows):
     setting = "calibrated" if any(r["setting"] == "calibrated" for r in rows) else "0.75"
     shown = [row for row in rows if row["setting"] in (None, setting)]
     shown, threads = of_most_threads(shown)
-    if not shown:
+    if len({row["batch"] for row in shown}) < 2:
         return None
     (ax,) = panels(None, (6.4, 3.2), [""])
     for runtime, (colour, marker, line) in BY_BATCH.items():
@@ -130,13 +132,14 @@ def swept(row):
 def named(ax, title):
     """Title and legend of the figure, outside the panels."""
     figure = ax.figure
+    title = textwrap.fill(title, int(11 * figure.get_figwidth()))
     figure.suptitle(title, color=INK, x=0.01, ha="left", fontsize="medium")
     handles, labels = ax.get_legend_handles_labels()
     figure.legend(
         handles,
         labels,
         loc="outside lower center",
-        ncols=5,
+        ncols=max(2, int(figure.get_figwidth() / 1.75)),
         frameon=False,
         labelcolor=INK,
         fontsize="small",
