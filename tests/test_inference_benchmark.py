@@ -423,10 +423,12 @@ def test_pages_and_figures_come_from_the_file(tmp_path, monkeypatch):
     assert f"| {efficiency:.2f} | 0.5 (predict_early) |" in written["inference_efficiency"]
     assert "Not run yet" in written["inference_streaming"]
     # The figures have panels for some batch sizes only.
-    drawn = figures.draw(
-        {**whole, "rows": [{**row, "batch": 32} for row in found]}, tmp_path
-    )
+    rows_of = {size: [{**row, "batch": size} for row in found] for size in (32, 256)}
+    drawn = figures.draw({**whole, "rows": rows_of[32] + rows_of[256]}, tmp_path)
     assert [path.name for path in drawn] == ["gain_small.png", "time_small.png"]
+    # A line along the batch sizes needs two.
+    drawn = figures.draw({**whole, "rows": rows_of[32]}, tmp_path)
+    assert [path.name for path in drawn] == ["gain_small.png"]
 
 
 # ---- Streams -------------------------------------------------------------------------
