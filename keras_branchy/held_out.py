@@ -27,7 +27,7 @@ SEEN = 0.1
 # Nobody means to lose so many of all answers.
 MUCH = 0.5
 # So few samples may be guessed wrong by a good model.
-FEW = 50
+FEW = 400
 
 
 def labels_of(verb: str, labels: np.ndarray | None, data: Any) -> np.ndarray:
@@ -42,7 +42,7 @@ def labels_of(verb: str, labels: np.ndarray | None, data: Any) -> np.ndarray:
 
 def warn_of_points(targets: Mapping[str, Any]) -> None:
     """Where so much may be lost that points were meant, and a fraction is asked for."""
-    for name in ("max_accuracy_drop", "max_lost_answers", "max_disagreement"):
+    for name in ("max_accuracy_drop", "max_lost_answers"):
         value = targets.get(name)
         if isinstance(value, (int, float)) and MUCH <= value <= 1:
             warnings.warn(

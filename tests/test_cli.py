@@ -346,8 +346,9 @@ def test_evaluate_tells_who_leaves_because_exits_agree(place, tmp_path):
 
 
 def test_evaluate_says_where_labels_are_of_another_order(place, tmp_path):
-    last = load(place.model).predict(place.x, verbose=0)["exit_3"].argmax(-1)
-    np.savez(tmp_path / "shifted.npz", x=place.x, y=(last + 1) % 3)
+    x = np.concatenate([place.x, place.x])
+    last = load(place.model).predict(x, verbose=0)["exit_3"].argmax(-1)
+    np.savez(tmp_path / "shifted.npz", x=x, y=(last + 1) % 3)
     _, said = run(
         "evaluate", place.model, tmp_path / "shifted.npz", "--thresholds", "never,0.5"
     )

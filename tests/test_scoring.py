@@ -218,14 +218,14 @@ def answer_of_last(model, x):
 
 
 def test_what_is_no_better_than_guessing_is_said(model, rng):
-    x = images(60, rng)
+    x = images(400, rng)
     y = answer_of_last(model, x)
-    said = r"right on 0.0 % of 60 samples, no better than guessing among 4 classes"
+    said = r"right on 0.0 % of 400 samples, no better than guessing among 4 classes"
     with pytest.warns(UserWarning, match=said):
         model.calibrate(x, (y + 1) % 4, max_accuracy_drop=0.1, verbose=0)
     model.calibrate(x, y, max_accuracy_drop=0.1, verbose=0)
     # So few may be wrong by bad luck.
-    model.calibrate(x[:49], (y[:49] + 1) % 4, max_accuracy_drop=0.1, verbose=0)
+    model.calibrate(x[:399], (y[:399] + 1) % 4, max_accuracy_drop=0.1, verbose=0)
 
 
 def test_points_are_no_fraction(model, rng):
@@ -233,7 +233,7 @@ def test_points_are_no_fraction(model, rng):
     y = answer_of_last(model, x)
     with pytest.warns(UserWarning, match=r"`max_accuracy_drop`=1 lets 100 of 100 answers"):
         model.calibrate(x, y, max_accuracy_drop=1, verbose=0)
-    with pytest.warns(UserWarning, match=r"`max_disagreement`=0.5 lets 50 of 100 answers"):
-        model.calibrate(x, y, max_disagreement=0.5, verbose=0)
+    with pytest.warns(UserWarning, match=r"`max_lost_answers`=0.5 lets 50 of 100 answers"):
+        model.calibrate(x, y, max_lost_answers=0.5, verbose=0)
     model.calibrate(x, y, min_accuracy=0.5, verbose=0)
     model.calibrate(x, y, max_accuracy_drop=0.49, verbose=0)
