@@ -5,10 +5,10 @@
 
 Each setting has a population of 50,000 samples, which is the truth; n are drawn from it
 with replacement, thresholds are chosen on them, with a confidence and without, and judged
-on the whole population: by the share of right answers that the last exit has and early exit
-loses, and by cost beside the cheapest thresholds found on the population itself. One draw
-serves every limit and confidence, by `Survey`; every 50th is calibrated again by
-`calibrate`, from its arrays, and must give the same thresholds.
+on the whole population: by the accuracy that early exit loses, by the right answers of the
+last exit that it loses, and by cost beside the cheapest thresholds found on the population
+itself. One draw serves every limit and confidence, by `Survey`; every 50th is calibrated
+again by `calibrate`, from its arrays, and must give the same thresholds.
 
 Repeats are run in parts of 50, which `--parts` keeps: a run that is cut off goes on from
 there, and its rows say how many repeats they have.

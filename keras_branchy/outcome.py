@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_branchy.cost import StageCost, expected_macs
+from keras_branchy.criteria import CRITERIA
 from keras_branchy.export.decisions import decide, score_all
 from keras_branchy.thresholds import gate_thresholds
 
@@ -82,8 +83,10 @@ def outcome(
     right = chosen == labels
     every = (answers == labels).mean(axis=1)
     taken = [right[exits == index] for index in range(len(answers))]
-    _, by_threshold = decide(scores, answers, model.criteria, gates, None)
-    agreed = [(exits == k) & (by_threshold > k) for k in range(len(answers))]
+    agreed = [
+        (exits == k) & ~CRITERIA[name].exits(scores[k], gates[k])
+        for k, name in enumerate(model.criteria)
+    ]
     return Outcome(
         samples=len(labels),
         accuracy=float(right.mean()),
@@ -91,7 +94,7 @@ def outcome(
         shares=[len(part) / len(labels) for part in taken],
         accuracy_where_taken=[float(x.mean()) if len(x) else None for x in taken],
         exit_accuracy=[float(value) for value in every],
-        by_agreement=[float(where.mean()) for where in agreed],
+        by_agreement=[*(float(where.mean()) for where in agreed), 0.0],
     )
 
 

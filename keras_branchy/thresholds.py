@@ -100,6 +100,6 @@ def check_patience(patience: Any, exits: int) -> None:
     if patience is not None and patience > exits:
         raise ValueError(
             f"`patience` is the number of successive exits that must agree, and there are "
-            f"{exits}. Received: patience={patience}. Every sample would go to the last "
-            "exit: set fewer, or None."
+            f"{exits}. Received: patience={patience}. So many never agree: set fewer, or "
+            "None."
         )

@@ -8,6 +8,7 @@ import tensorflow as tf
 from cases import exits, gates, images, residual, sequential
 
 from keras_branchy import BranchyModel
+from keras_branchy.drift import ExitDrift
 from keras_branchy.outcome import outcome
 from keras_branchy.scoring import all_logits
 
@@ -197,6 +198,10 @@ def test_who_leaves_by_agreement_is_counted(model, rng):
     assert found.by_agreement[1] == report.shares[1] and report.thresholds[1] is None
     assert "exit_1  entropy < " in str(report) and "2 exits agree" in str(report)
     assert report.patience == 2 and shares[0] == 0.3 and shares[1] > 0
+    counts = np.bincount(answer.exits, minlength=3).tolist()
+    assert list(ExitDrift.from_report(report).calibration) == counts
+    model.patience = None
+    assert model.thresholds is None
 
 
 def test_where_agreement_alone_loses_too_much(model, rng):

@@ -91,7 +91,7 @@ def real(document):
                 f"{stream['gain_fastest_plain']:.2f}" if stream else "",
                 share(ours.get("efficiency")),
                 ", ".join(f"{100 * x:.1f}" for x in ours["shares"]),
-                *tested(document["networks"][network]),
+                tested(document["networks"][network]),
             )
         )
     header = (
@@ -104,7 +104,7 @@ def real(document):
 def tested(info):
     """On the whole test set: batches of one are timed on some of it only."""
     found = info["test_accuracy"]
-    return (f"{100 * found['plain']:.2f} → {100 * found['early']:.2f}",)
+    return f"{100 * found['plain']:.2f} → {100 * found['early']:.2f}"
 
 
 def runtimes(document):
@@ -221,7 +221,7 @@ def memory(document):
         peaks = {}
         for row in rows:
             before = peaks.get(row["runtime"], 0.0)
-            peaks[row["runtime"]] = max(before, row["peak_mib"])
+            peaks[row["runtime"]] = max(before, row["peak_mib"] or 0.0)
         names = ("tensorflow", "predict_early", "early_exit", "litert", "stage_runner")
         told = (f"{peaks[name]:.1f}" if name in peaks else "" for name in names)
         lines.append((f"`{network}`", batch, *told))
@@ -240,7 +240,8 @@ def first_answer(document):
         first = {row["runtime"]: row["time_to_first_answer_ms"] for row in rows}
         names = (*SHOWN[:4], *STAGED[:3])
         told = (f"{first[n]:,}" if first.get(n) is not None else "" for n in names)
-        lines.append((f"`{network}`", *told))
+        if any(first.values()):
+            lines.append((f"`{network}`", *told))
     return markdown(("ms", *(f"`{name}`" for name in names)), lines)
 
 
@@ -274,14 +275,15 @@ def setting(document):
     versions = ", ".join(f"{name} {number}" for name, number in made["versions"].items())
     reasons = {}
     for row in document["missing"]:
-        place = f"{row['network']} at batch {row['batch']}, {row['threads']} threads"
+        place = f"{row['network']} at batch {row['batch']}, threads: {row['threads']}"
         reasons.setdefault(row["why"], []).append(place)
     told = "".join(
         f" Not measured ({why}): {'; '.join(places)}." for why, places in reasons.items()
     )
+    note = f" {made['note']}" if "note" in made else ""
     return (
         f"`{made['command']}`, {made['date'][:10]}, {made['cores']} cores of "
-        f"{made['processor']}, Python {made['python']}; {versions}.{told}\n"
+        f"{made['processor']}, Python {made['python']}; {versions}.{note}{told}\n"
     )
 
 

@@ -10,8 +10,8 @@ from multiprocessing import Pipe
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# What needs no process of its own: it is no runtime, and its memory is not reported.
-TOGETHER = {"stages in litert": "stage_runner, stream"}
+# These need no process each: they are no runtimes, and their memory is not reported.
+TOGETHER = {"stages in litert": "stages in tensorflow"}
 
 
 class WorkerError(RuntimeError):

@@ -188,10 +188,11 @@ def _exit_row(row: dict[str, Any]) -> tuple[str, ...]:
 def _rules(row: dict[str, Any]) -> str:
     if row["criterion"] is None:
         return "it gets here"
-    rules = [rule(row["criterion"], row["threshold"])]
-    if row["by_agreement"]:
-        rules.append(f"exits agree ({percent(row['by_agreement'])})")
-    return " or ".join(rules[rules[0] == "never" and len(rules) > 1 :])
+    by_score = rule(row["criterion"], row["threshold"])
+    if not row["by_agreement"]:
+        return by_score
+    agree = f"exits agree ({percent(row['by_agreement'])})"
+    return agree if row["threshold"] is None else f"{by_score} or {agree}"
 
 
 def _cost_rows(cost: dict[str, Any]) -> Iterable[tuple[str, ...]]:
