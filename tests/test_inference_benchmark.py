@@ -4,6 +4,7 @@
 import json
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import keras
@@ -444,16 +445,29 @@ class Known:
             labels = values[::-1] if self.swap else values
             yield SimpleNamespace(labels=labels, exits=labels % 2)
 
+    def predict_early(self, x, batch_size, verbose):
+        time.sleep(len(x) * 1e-4)
+
 
 @pytest.mark.parametrize("swap", [False, True])
 def test_a_stream_out_of_order_is_noticed(swap):
     pool = np.zeros((30, 2, 2, 1), np.float32)
     pool[:, 0, 0, 0] = values = np.arange(30) % 10
     known = values.astype(np.int64), values.astype(np.int64) % 2
-    found = streaming.stream(Known(swap), pool, known, 100, 8)
+    model = Known(swap)
+    found = streaming.stream(model, pool, known, 100, 8, streaming.Singles(model, pool))
     assert found["images"] == 104
     assert (found["checksum"] == found["expected_checksum"]) is not swap
     assert (found["labels_that_differ"] == 0) is not swap
+
+
+def test_single_batches_are_as_fast_as_they_are():
+    singles = streaming.Singles(Known(), np.zeros((300, 2, 2, 1), np.float32))
+    for turn in range(3):
+        singles.take(turn)
+    assert set(singles.rates()) == {32, 256} and len(singles.taken[32]) == 3
+    # By the clock of `sleep`, which is never early.
+    assert all(0 < rate < 1e4 for rate in singles.rates().values())
 
 
 def test_memory_is_judged_after_the_start():

@@ -10,6 +10,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
     "keras-branchy",
     "keras",
@@ -42,7 +43,7 @@ def as_text(document):
 def surroundings(torch):
     """Date, versions and hardware; TensorFlow is not imported for it."""
     return {
-        "command": " ".join(["python", *(Path(word).name for word in sys.argv)]),
+        "command": " ".join(["python", *map(inside, sys.argv)]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {**{name: version_of(name) for name in PACKAGES}, **of_torch(torch)},
         "python": platform.python_version(),
@@ -66,6 +67,14 @@ def of_torch(torch):
     command = [torch.python, "-c", code, *torch.paths]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return {"torch": done.stdout.strip() or "does not import"}
+
+
+def inside(word):
+    """A word of the command: of a path, what is inside the repository, or else its name."""
+    path = Path(word).absolute()
+    if path.is_relative_to(ROOT) and path.exists():
+        return str(path.relative_to(ROOT))
+    return Path(word).name
 
 
 def processor():

@@ -6,7 +6,8 @@
 It runs in a process of its own, on all cores. The images of the folder come round again
 and again as a `tf.data.Dataset` of batches; every answer is compared with the known ones,
 and the checksum of labels weighted by their place says that none is missing or moved.
-Single batches are timed before and after, by `predict_early`, one batch a call.
+Single batches, one a call of `predict_early`, are timed in between: machines are faster at
+one time than at another. Both throughputs are images over seconds, all of them counted.
 """
 
 import json
@@ -20,6 +21,7 @@ import numpy as np
 
 SINGLE = (32, 256, 1024, 4096)
 SAMPLES = 100  # of memory
+WARM_UP, TURNS = 3, 25  # of single batches
 MILLION = 1_000_000
 PRIME = 1_000_003
 
@@ -29,7 +31,7 @@ def main():
     print("STREAM " + json.dumps(streamed(folder, images)), flush=True)
 
 
-def streamed(folder, count, seconds=2.0):
+def streamed(folder, count):
     """What was measured, as a dict."""
     import keras
 
@@ -40,19 +42,20 @@ def streamed(folder, count, seconds=2.0):
     model.thresholds = info["thresholds"] or [0.5] * len(model.criteria)
     pool = np.load(folder / "images.npy")
     known = known_answers(model, pool)
-    before = single_batches(model, pool, seconds)
-    size = max(before, key=before.get)
-    found = stream(model, pool, known, count, size)
-    after = single_batches(model, pool, seconds)
-    best = max(max(before.values()), max(after.values()))
+    for turns in (WARM_UP, TURNS):
+        singles = Singles(model, pool)
+        for turn in range(turns):
+            singles.take(turn)
+    size = max(singles.rates(), key=singles.rates().get)
+    singles = Singles(model, pool)
+    found = stream(model, pool, known, count, size, singles)
+    rates = singles.rates()
     return {
         "network": info["network"],
         "batch": size,
-        "single_batch_images_per_second": {
-            str(n): round((before[n] + after[n]) / 2) for n in before
-        },
+        "single_batch_images_per_second": {str(n): round(r) for n, r in rates.items()},
         **found,
-        "of_single_batch": round(found["images_per_second"] / best, 4),
+        "of_single_batch": round(found["images_per_second"] / max(rates.values()), 4),
     }
 
 
@@ -61,20 +64,30 @@ def known_answers(model, pool):
     return answer.labels, answer.exits
 
 
-def single_batches(model, pool, seconds):
-    """Images a second by batch size, one batch a call; each in turn."""
-    sizes = [size for size in SINGLE if size <= len(pool)]
-    taken = {size: [] for size in sizes}
-    end, turn = time.perf_counter() + seconds, 0
-    while turn < 3 or time.perf_counter() < end:
-        for size in sizes:
-            start = turn * size % (len(pool) - size + 1)
-            x = pool[start : start + size]
+class Singles:
+    """Single batches of several sizes, each timed in turn.
+
+    Args:
+        model: The network.
+        pool: Its images, from which the batches are.
+    """
+
+    def __init__(self, model, pool):
+        self.model, self.pool = model, pool
+        self.taken = {size: [] for size in SINGLE if size <= len(pool)}
+
+    def take(self, turn):
+        """One batch of each size."""
+        for size, taken in self.taken.items():
+            start = turn * size % (len(self.pool) - size + 1)
+            x = self.pool[start : start + size]
             begin = time.perf_counter()
-            model.predict_early(x, batch_size=size, verbose=0)
-            taken[size].append(time.perf_counter() - begin)
-        turn += 1
-    return {size: size / float(np.median(times[1:])) for size, times in taken.items()}
+            self.model.predict_early(x, batch_size=size, verbose=0)
+            taken.append(time.perf_counter() - begin)
+
+    def rates(self):
+        """Images a second by batch size."""
+        return {size: size * len(taken) / sum(taken) for size, taken in self.taken.items()}
 
 
 def dataset(pool, size, count):
@@ -88,14 +101,18 @@ def dataset(pool, size, count):
     return batches.repeat().take(-(-count // size)).prefetch(2), usable
 
 
-def stream(model, pool, known, count, size):
+def stream(model, pool, known, count, size, singles):
     data, usable = dataset(pool, size, count)
     labels, exits = (part[:usable] for part in known)
-    every = max(1, -(-count // size) // SAMPLES)
+    batches = -(-count // size)
+    every, between = (max(1, batches // parts) for parts in (SAMPLES, TURNS))
     seen = wrong = moved = checksum = expected = 0
-    memory = []
+    memory, seconds = [], 0.0
     begin = time.perf_counter()
-    for index, answer in enumerate(model.stream_early(data)):
+    answers = model.stream_early(data)
+    for index in range(batches):
+        answer = next(answers)
+        seconds += time.perf_counter() - begin
         where = np.arange(seen, seen + len(answer.labels))
         told, left = labels[where % usable], exits[where % usable]
         weights = where % PRIME + 1
@@ -106,7 +123,11 @@ def stream(model, pool, known, count, size):
         seen += len(where)
         if index % every == 0:
             memory.append(resident())
-    seconds = time.perf_counter() - begin
+        if index % between == 0:
+            singles.take(index // between)
+        begin = time.perf_counter()
+    if next(answers, None) is not None:
+        raise RuntimeError("More answers than batches.")
     return {
         "images": seen,
         "seconds": round(seconds, 2),
