@@ -16,6 +16,7 @@ sys.path += [str(ROOT), str(ROOT / "examples")]
 
 from benchmarks.reproduction import (  # noqa: E402
     data,
+    interior,
     measurement,
     networks,
     output,
@@ -156,6 +157,41 @@ def test_a_share_of_the_surest_images_leaves_at_branch_1(answers):
         assert point["accuracy"] == np.mean(right)
         largest = max((answers.scores[0, n] for n in first), default=None)
         assert point["largest_entropy"] == largest
+
+
+def test_a_flat_curve_seldom_has_a_maximum_inside_and_a_bent_one_mostly(rng):
+    places = np.linspace(0, 1, 21)
+    called = {}
+    for height in (0.0, 0.02):
+        curve = 0.9 + height * 4 * places * (1 - places)
+        found = [
+            interior.interior(places, *rng.normal(curve, 0.004, (2, 3, 21)))[
+                "exceeds_noise"
+            ]
+            for _ in range(1000)
+        ]
+        called[height] = np.mean(found)
+    # By chance one of twenty; four standard errors more are allowed.
+    assert 0.02 < called[0.0] < 0.05 + 4 * np.sqrt(0.05 * 0.95 / 1000)
+    assert called[0.02] > 0.9
+
+
+def test_an_inside_maximum_is_told_in_points_over_the_better_end():
+    accuracies = {0: (0.90, 0.90, 0.91), 1: (0.92, 0.93, 0.95), 4: (0.91, 0.91, 0.92)}
+    rows = [
+        {"seed": seed, "convs": convs, "accuracy": value, "valid_accuracy": value}
+        for convs, values in accuracies.items()
+        for seed, value in enumerate(values)
+    ]
+    found = interior.of_rows(rows, "convs")
+    gains = np.array([1.0, 2.0, 3.0])
+    assert found["gain"] == pytest.approx(gains.mean())
+    assert found["standard_error"] == pytest.approx(gains.std(ddof=1) / 3**0.5)
+    assert (found["inside"], found["end"], found["exceeds_noise"]) == (1, 4, True)
+    said = interior.sentence(found, "Here", str)
+    assert "2.00 points above" in said and "(standard error 0.58)" in said
+    alone = interior.of_rows([row for row in rows if row["seed"] == 0], "convs")
+    assert "cannot say" in interior.sentence(alone, "Here", str)
 
 
 def test_both_countings_are_those_of_the_published_table():

@@ -127,22 +127,22 @@ def by_share(document):
     for ax, network in zip(axes, networks, strict=True):
         twin = ax.twinx()
         twin.tick_params(colors=INK)
-        for seed in document["seeds"]:
-            rows = [
-                row
-                for row in document["rows"]
-                if row["network"] == network and row["seed"] == seed
-            ]
-            share = [100 * row["share"] for row in rows]
-            ax.plot(share, [100 * row["accuracy"] for row in rows], color=EARLY, alpha=0.7)
-            entropy = [row["largest_entropy"] for row in rows]
-            twin.plot(
-                share[1:], entropy[1:], color=CHOSEN, alpha=0.7, linestyle="--", linewidth=1
-            )
+        rows = [
+            {**row, "percent": 100 * row["share"]}
+            for row in document["rows"]
+            if row["network"] == network
+        ]
+        errorbars(ax, rows, "percent", lambda row: row["accuracy"], EARLY)
+        left = [row for row in rows if row["largest_entropy"] is not None]
+        percents = sorted({row["percent"] for row in left})
+        entropy = [
+            np.mean([row["largest_entropy"] for row in left if row["percent"] == percent])
+            for percent in percents
+        ]
+        twin.plot(percents, entropy, color=CHOSEN, linestyle="--", linewidth=1)
         ax.set_xlabel("images that leave at branch 1, %")
         ax.set_ylabel("accuracy, %", color=EARLY)
         twin.set_ylabel("largest entropy that left, nats", color=CHOSEN)
-        ax.grid(alpha=0.25, color=INK)
     return {"chainer_branch1": axes[0]}
 
 

@@ -4,6 +4,8 @@
 import json
 from pathlib import Path
 
+from benchmarks.reproduction import interior
+
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "reproduce"
 
 
@@ -154,7 +156,9 @@ def layers(document):
         )
         for (convs,), found in grouped(document["rows"], "branch1_convs").items()
     ]
-    return markdown(header, rows)
+    found = interior.of_rows(document["rows"], "branch1_convs")
+    said = interior.sentence(found, "With early exits", lambda n: f"{n} convolutions")
+    return f"{markdown(header, rows)}\n{said}\n"
 
 
 def branch1(document):
@@ -167,7 +171,15 @@ def branch1(document):
             entropy = "" if None in largest else over(largest)
             accuracy = percents(found, lambda row: row["accuracy"])
             rows.append((f"`{network}`", f"{100 * share:.0f} %", accuracy, entropy))
-    return markdown(header, rows)
+    said = [
+        interior.sentence(
+            interior.of_rows(found, "share"),
+            f"`{network}`",
+            lambda share: f"{100 * share:.0f} % leaving",
+        )
+        for (network,), found in grouped(document["rows"], "network").items()
+    ]
+    return f"{markdown(header, rows)}\n" + "".join(f"- {line}\n" for line in said)
 
 
 def ways(document):

@@ -20,8 +20,13 @@ def branch1(run):
     for recipe in (B_LENET, CHAINER_ALEXNET, CHAINER_RESNET):
         for seed in run.seeds:
             model = run.branchy(recipe, seed)
-            answers = measurement.Answers(model, run.data(recipe.data).test)
-            rows += [{**run.common(recipe, seed), **point} for point in by_share(answers)]
+            split, points = run.data(recipe.data), []
+            for part in (split.valid, split.test):
+                points.append(by_share(measurement.Answers(model, part)))
+            rows += [
+                {**run.common(recipe, seed), **there, "valid_accuracy": here["accuracy"]}
+                for here, there in zip(*points, strict=True)
+            ]
     return {"rows": rows}
 
 
@@ -61,13 +66,16 @@ def layers(run):
                 ),
             )
             answers = measurement.Answers(model, split.test)
+            chosen = answers.chosen_on(split.valid, max_accuracy_drop=0.0)
+            valid = measurement.Answers(model, split.valid).at(chosen["thresholds"])
             rows.append(
                 {
                     **run.common(recipe, seed),
                     "schedule": plan.describe(),
                     "branch1_convs": convs,
                     "exit_accuracies": answers.accuracies(),
-                    **answers.chosen_on(split.valid, max_accuracy_drop=0.0),
+                    "valid_accuracy": valid["accuracy"],
+                    **chosen,
                 }
             )
     return {"rows": rows}
