@@ -15,8 +15,11 @@ import os
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from functools import partial
+from itertools import product
 from pathlib import Path
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
 # In place of this folder, whose files TensorFlow would take for its own modules.
@@ -29,13 +32,14 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from keras_branchy import networks  # noqa: E402
+from keras_branchy import StageRunner, networks, stages  # noqa: E402
 from keras_branchy.batch_gate import batch_gate  # noqa: E402
 from keras_branchy.criteria import gate_scores  # noqa: E402
 from keras_branchy.exit_gate import exit_gate  # noqa: E402
 from keras_branchy.row_gate import softmax  # noqa: E402
 from keras_branchy.runner.engines import open_program  # noqa: E402
 from keras_branchy.runner.manifest import Manifest  # noqa: E402
+from keras_branchy.thresholds import gate_thresholds  # noqa: E402
 
 FEWEST = 5  # rounds, however long they take
 BATCHES = 16  # different ones
@@ -47,7 +51,7 @@ def main():
     tf.config.threading.set_inter_op_parallelism_threads(1)
     keras.utils.set_random_seed(0)
     rows = []
-    for trial in (calling, pooling, chunks, resizing, gates):
+    for trial in (sharing, calling, pooling, chunks, resizing, gates):
         for row in trial(args.seconds):
             print(json.dumps(row), flush=True)
             rows.append(row)
@@ -64,6 +68,72 @@ def made_with():
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "command": "python benchmarks/engine_trials.py --json FILE",
     }
+
+
+# ---- Layers that a head shares with the trunk ----------------------------------------
+def sharing(seconds):
+    """Stages that begin behind them, against stages that each compute their own."""
+    for name, shape in (("b_lenet", (28, 28, 1)), ("b_alexnet", (32, 32, 3))):
+        images = made_up(shape, 512)
+        cuts = {how: cut_model(name, how) for how in ("shared", "apart")}
+        scores = entropies(cuts["shared"], images)
+        for engine, share in product(("TensorFlow", "LiteRT"), (0.25, 0.95)):
+            nats = float(np.quantile(scores, share))
+            thresholds = [nats, *[None] * (len(cuts["shared"].criteria) - 1)]
+            with ExitStack() as open_until_timed:
+                runs = {
+                    how: partial(
+                        answered, ENGINES[engine](model, open_until_timed), thresholds
+                    )
+                    for how, model in cuts.items()
+                }
+                one, other = (run(images[:256]) for run in runs.values())
+                np.testing.assert_array_equal(one, other)
+                yield {
+                    "trial": f"layers of head and trunk computed once, in {engine}",
+                    "network": name,
+                    "batch": 256,
+                    "share": share,
+                    **turns({k: partial(run, images) for k, run in runs.items()}, seconds),
+                    "images": len(images),
+                }
+
+
+def cut_model(name, how):
+    """Cut as it is now, or as if no layer were shared; the weights are the same."""
+    keras.utils.set_random_seed(0)
+    model = getattr(networks, name)()
+    if how == "shared":
+        model.stages()
+        return model
+    with mock.patch.object(stages, "shared_layers", lambda x, head, trunk: (x, 0)):
+        model.stages()
+    return model
+
+
+def traced(model, _):
+    run = model.early_exit.get_concrete_function()
+
+    def exits(x, thresholds):
+        return run(x, tf.constant(gate_thresholds(thresholds, model.criteria)))["exits"]
+
+    return exits
+
+
+def staged(model, open_until_timed):
+    path = Path(open_until_timed.enter_context(tempfile.TemporaryDirectory())) / "stages"
+    model.thresholds = [1.0] * len(model.criteria)
+    model.export_stages(path, format="litert", batch_size=None, verbose=0)
+    runner = StageRunner(path)
+    return lambda x, thresholds: runner.predict(x, thresholds).exits
+
+
+ENGINES = {"TensorFlow": traced, "LiteRT": staged}
+
+
+def answered(exits_of, thresholds, images):
+    batches = (images[start : start + 256] for start in range(0, len(images), 256))
+    return np.concatenate([np.asarray(exits_of(x, thresholds)) for x in batches])
 
 
 # ---- TensorFlow: how the traced function is called -----------------------------------

@@ -113,10 +113,15 @@ class ExitBranch(keras.layers.Layer):
         self.classifier.build(shape)
         self.built = True
 
-    def logits(self, inputs: Any) -> Any:
-        """What goes into the softmax, [B, units], float32."""
+    def logits(self, inputs: Any, start: int = 0) -> Any:
+        """What goes into the softmax, [B, units], float32.
+
+        Args:
+            inputs: What the head reads, or its layer `start` does.
+            start: How many layers of the head have been applied already.
+        """
         x = inputs
-        for layer in self.head:
+        for layer in self.head[start:]:
             x = layer(x)
         return self.classifier(self.flatten(x) if len(x.shape) > 2 else x)
 

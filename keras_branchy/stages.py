@@ -3,7 +3,9 @@
 
 Stage k computes what exit k needs and no earlier stage has computed, and gives the logits
 of exit k and every tensor that a later stage reads: skip connections, and masks beside
-their tensors. Stages hold stock layers and share the model's variables.
+their tensors. What an exit's head and the trunk both begin with is computed once, and the
+next stage begins behind it (`shared_layers`). Stages hold stock layers and share the
+model's variables.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from keras_branchy.graph import (
 from keras_branchy.last_exit import LinearCall, find_ending
 from keras_branchy.masks import AttachMask, MaskUse, mask_of, readers, without_mask
 from keras_branchy.names import rename_new
+from keras_branchy.shared_layers import shared_layers
 
 if TYPE_CHECKING:
     from keras_branchy.branchy_model import BranchyModel
@@ -89,16 +92,32 @@ class _Cutter:
                 "exits), which appends the softmax."
             )
         self.peeled = ending.peeled
+        self.masks = MaskUse(model)
         # What each exit reads: features and, at a masked tap, the mask.
-        self.targets = [*map(_read_by_branch, model._branch_nodes), [ending.source]]
+        self.targets, self.shared = self._read_by_heads()
+        self.targets.append([ending.source])
         self.nodes = self._plan({id(tensor) for tensor in model.inputs})
         self.reads = [
             _crossing(nodes, targets)
             for nodes, targets in zip(self.nodes, self.targets, strict=True)
         ]
         self.names = _names(model, self.reads, self.nodes)
-        self.masks = MaskUse(model)
         self._check_masks()
+
+    def _read_by_heads(self) -> tuple[list[list[Any]], list[int]]:
+        """What each head reads, and how many of its layers the trunk computes for it."""
+        model, targets, shared = self.model, [], []
+        calls = nodes_for(model.outputs, {id(tensor) for tensor in model.inputs})
+        hidden = not all(_is_stock(call.operation) for call in calls)
+        for branch, node in zip(model.branches, model._branch_nodes, strict=True):
+            features, mask = node.input_tensors[0], node.arguments.kwargs.get("mask")
+            count = 0
+            if mask is None and not (hidden and self.masks.finds(node, features)):
+                others = [call for call in calls if call is not node]
+                features, count = shared_layers(features, branch.head, others)
+            targets.append([features] if mask is None else [features, mask])
+            shared.append(count)
+        return targets, shared
 
     def _plan(self, known: set[int]) -> list[list[Any]]:
         """The calls of each stage, given the ids of what is there before the first.
@@ -204,7 +223,8 @@ class _Cutter:
 
     def _logits(self, index: int, features: Any, mask: Any = None) -> Any:
         if index < len(self.model.branches):
-            return _head(self.model.branches[index], features)(features, mask=mask)
+            head = _head(self.model.branches[index], features, self.shared[index])
+            return head(features, mask=mask)
         logits = features if self.peeled is None else LinearCall(self.peeled)(features)
         return logits if logits.dtype == "float32" else keras.ops.cast(logits, "float32")
 
@@ -214,12 +234,7 @@ def _is_stock(operation: Any) -> bool:
     return type(operation).__module__.partition(".")[0] in ("keras", "keras_branchy")
 
 
-def _read_by_branch(node: Any) -> list[Any]:
-    mask = node.arguments.kwargs.get("mask")
-    return [node.input_tensors[0], *([] if mask is None else [mask])]
-
-
-def _head(branch: Any, features: Any) -> keras.Model:
+def _head(branch: Any, features: Any, start: int) -> keras.Model:
     """The head of an exit up to its logits, as a model of stock layers.
 
     A model of its own, so that its layers' names cannot meet those of the trunk.
@@ -227,7 +242,7 @@ def _head(branch: Any, features: Any) -> keras.Model:
     inputs = keras.Input(
         features.shape[1:], dtype=features.dtype, name=f"{branch.name}_features"
     )
-    head = keras.Model(inputs, branch.logits(inputs), name=branch.name)
+    head = keras.Model(inputs, branch.logits(inputs, start), name=branch.name)
     head.supports_masking = True
     return head
 

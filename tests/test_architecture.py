@@ -34,6 +34,7 @@ LAYERS = (
     ("guarantees",),
     ("report",),
     ("reference", "native", "calibration", "runner", "last_exit", "per_exit"),
+    ("shared_layers",),
     ("exit_branch", "exit_gate", "exit_scores"),
     ("attach", "early_exiting"),
     ("branchy_model",),

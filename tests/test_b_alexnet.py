@@ -103,7 +103,7 @@ def test_the_size_is_the_published_one():
     assert (model.count_params() - sum(branches), branches) == (544_074, [32_842, 28_970])
     assert networks.b_alexnet(backbone_only=True).count_params() == 544_074
     assert model.criteria == ["entropy", "entropy"]
-    assert [stage.live for stage in model.stages()] == [("conv2",), ("conv3",), ()]
+    assert [stage.live for stage in model.stages()] == [("norm2",), ("relu3",), ()]
 
 
 def test_the_cost_is_the_published_one():

@@ -398,7 +398,7 @@ def test_the_published_cost_of_b_lenet():
     assert last.macs_to_leave == 1_140_070 + 107_650
     assert (first.trunk_params, first.head_params) == (130, 6_870)
     assert first.trunk_params + last.trunk_params == 67_824
-    assert first.live == ("conv1",) and first.bytes_carried == 30 * 30 * 5 * 4
+    assert first.live == ("relu1",) and first.bytes_carried == 15 * 15 * 5 * 4
     assert last.live == () and last.bytes_carried == 0
 
 
