@@ -65,7 +65,8 @@ def population(exits: int, kind: str) -> Answers:
         sure = rng.normal(wrong, 0.05 if kind == "well" else 0.2)
         if kind == "badly":
             # Every tenth is as sure as any, whatever it says.
-            sure = np.where(rng.random(POPULATION) < 0.1, rng.normal(0, 0.05), sure)
+            as_sure = rng.normal(0, 0.05, POPULATION)
+            sure = np.where(rng.random(POPULATION) < 0.1, as_sure, sure)
         scores.append(np.clip(np.abs(sure) * 2, 0, np.log(CLASSES)).astype(np.float32))
     costs = np.cumsum(np.linspace(1, 2, exits))
     return Answers(

@@ -22,7 +22,11 @@ __all__ = ["candidates"]
 
 # As shares of what the target allows on these samples. Those beyond it are for fits that
 # were too careful, and for samples that are luckier.
-LEVELS = (0.25, 0.5, 0.7, 0.85, 1.0, 1.25, 1.6, 2.2, 3.0, 4.5, 7.0, 11.0)
+# Near what is allowed they are close, since what lies between two may lead nowhere.
+LEVELS = (
+    *(0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3),
+    *(1.4, 1.6, 1.8, 2.2, 2.6, 3.0, 4.5, 7.0, 11.0),
+)
 STEPS = 16  # candidates between two levels
 
 

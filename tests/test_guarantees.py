@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What calibration guarantees, checked on populations whose truth is known."""
 
+import importlib.util
 import json
 import math
 import warnings
@@ -250,7 +251,8 @@ def test_the_report_tells_it_in_a_sentence(asked, says):
     assert "On average over calibration sets like this one, " in str(report)
 
 
-RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+RESULTS, SIMULATION = BENCHMARKS / "results", BENCHMARKS / "guarantees.py"
 
 
 @pytest.mark.parametrize("name", ["guarantees", "guarantees_real"])
@@ -267,8 +269,32 @@ def test_the_committed_results_keep_what_was_promised(name):
             error = 1 - row["confidence"]
             slack = 3 * math.sqrt(error * (1 - error) / row["repeats"])
             assert row["drop_exceeds"] <= error + slack, row
+            if row["samples"] == 10_000:
+                assert row["mean_cost"] <= 1.15 * row["least_cost_at_drop"], row
             checked += 1
     assert checked >= 12
+
+
+def test_the_simulated_exits_are_what_the_page_says():
+    spec = importlib.util.spec_from_file_location("simulation", SIMULATION)
+    simulation = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(simulation)
+    surely_wrong = {}
+    for kind in simulation.KINDS:
+        answers = simulation.population(4, kind)
+        assert (np.diff(answers.correct.mean(axis=1)) > 0).all()
+        for score in answers.scores:
+            # Samples leave apart: none of the scores below the largest is that of many.
+            counts = np.unique(score[score < score.max()], return_counts=True)[1]
+            assert counts.max() <= 10
+        sure = [score < np.quantile(score, 0.1) for score in answers.scores]
+        surely_wrong[kind] = np.mean(
+            [
+                1 - right[who].mean()
+                for right, who in zip(answers.correct, sure, strict=False)
+            ]
+        )
+    assert surely_wrong["badly"] > 3 * surely_wrong["well"]
 
 
 def test_several_targets_on_one_survey_get_what_each_gets_alone():
