@@ -205,17 +205,34 @@ def _answers(
     verbose: Any,
     steps: int | None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    import tensorflow as tf
-
-    thresholds = tf.constant(gate_thresholds(model.thresholds, model.criteria))
+    limits = _limits(model)
     run = _call(model)
     if batch_size is None and is_arrays(data):
         batch_size = good_batch_size(model)
     batches = batches_of(model, data, None, batch_size, verbose, steps)
     return (
-        {name: answer.numpy() for name, answer in run(x, thresholds).items()}
+        {name: answer.numpy() for name, answer in run(_tensor(x), limits).items()}
         for x, _ in batches
     )
+
+
+def _limits(model: BranchyModel) -> tf.Tensor:
+    """The thresholds as the gate takes them: a tensor takes as long as small batches do."""
+    import tensorflow as tf
+
+    settings = model._settings
+    chosen = settings.thresholds and tuple(settings.thresholds), tuple(model.criteria)
+    if settings.early_exit_limits is None or settings.early_exit_limits[0] != chosen:
+        limits = tf.constant(gate_thresholds(model.thresholds, model.criteria))
+        settings.early_exit_limits = chosen, limits
+    return settings.early_exit_limits[1]
+
+
+def _tensor(x: Any) -> Any:
+    """An array as a tensor, which is faster than to let the function make one of it."""
+    import tensorflow as tf
+
+    return tf.constant(x) if isinstance(x, np.ndarray) else x
 
 
 def _call(model: BranchyModel) -> Any:

@@ -35,6 +35,7 @@ class Settings:
     all_exits: keras.Model | None = None
     early_exit: Any = None
     early_exit_call: Any = None
+    early_exit_limits: tuple | None = None  # what they are for, and the tensor
     seen: SeenData = field(default_factory=SeenData)
     fitted: SeenData = field(default_factory=SeenData)
 
