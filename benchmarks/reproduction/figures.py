@@ -3,7 +3,9 @@
 
 import matplotlib
 import numpy as np
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 matplotlib.use("agg")
 
@@ -71,16 +73,17 @@ def table(document):
     return {name: left}
 
 
-def below(ax, entries):
-    """Names colours under all panels of the figure."""
+def below(ax, entries, more=()):
+    """Names colours under all panels of the figure, and what `more` shows."""
     handles = [Patch(color=colour, label=name) for name, colour in entries.items()]
+    handles += more
     ax.figure.legend(
         handles=handles,
         labelcolor=INK,
         frameon=False,
-        ncols=len(entries),
+        ncols=len(handles),
         loc="outside lower center",
-        handlelength=1.0,
+        handlelength=1.8 if more else 1.0,
         fontsize="small",
     )
 
@@ -208,8 +211,12 @@ def gradients(document):
                         if row["network"] == network and row["weights"] == state
                     ]
                 )
+                layers = range(1, found.shape[1] + 1)
+                ax.fill_between(
+                    layers, found.min(0), found.max(0), color=colour, alpha=0.2, linewidth=0
+                )
                 ax.plot(
-                    range(1, found.shape[1] + 1),
+                    layers,
                     found.mean(0),
                     color=colour,
                     marker=marker,
@@ -218,9 +225,15 @@ def gradients(document):
                 )
         ax.set_yscale("log")
         ax.set_xlabel("layer with a kernel, from the input")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set_ylabel("norm of the gradient")
         ax.grid(alpha=0.25, color=INK)
-    below(axes[0], {"without exits": INK, "with exits": EARLY})
+    kinds = {"without exits": INK, "with exits": EARLY}
+    styles = {"untrained": "-", "after the trunk": "--"}
+    lines = [
+        Line2D([], [], color=INK, linestyle=x, label=name) for name, x in styles.items()
+    ]
+    below(axes[0], kinds, lines)
     return {"gradient_norms": axes[0]}
 
 

@@ -194,7 +194,26 @@ def ways(document):
         )
         for (way,), found in grouped(document["rows"], "way").items()
     ]
-    return markdown(header, rows)
+    return f"{markdown(header, rows)}\n{gradients(document)}"
+
+
+def gradients(document):
+    """What exits do to the first layer's gradient, and the figure of all layers."""
+    said = []
+    for (network, state), found in grouped(
+        document["gradients"], "network", "weights"
+    ).items():
+        times = [first(row["with_exits"]) / first(row["without_exits"]) for row in found]
+        said.append(f"`{network}`, {state}: {over(times)}")
+    return (
+        "The norm of the first layer's gradient with exits, in times of that without, at "
+        f"the same weights: {'; '.join(said)}.\n\n"
+        "![gradients by layer](../benchmarks/results/reproduce/gradient_norms.png)\n"
+    )
+
+
+def first(norms):
+    return next(iter(norms.values()))
 
 
 def places(document):
