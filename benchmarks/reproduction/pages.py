@@ -40,8 +40,9 @@ def made_with(document):
         if len(document["seeds"]) == 1
         else (f"Seeds {seeds}; mean ± standard deviation over them")
     )
+    cores = "1 core" if made["cores"] == 1 else f"{made['cores']} cores"
     return (
-        f"{picture}\nSchedule {schedules}. Data {data}. {seeds}. {made['cores']} cores of "
+        f"{picture}\nSchedule {schedules}. Data {data}. {seeds}. {cores} of "
         f"{made['processor']}, {made['date'][:10]}; {versions}. `{made['command']}`\n"
     )
 
