@@ -217,7 +217,7 @@ def _answers(
 
 
 def _limits(model: BranchyModel) -> tf.Tensor:
-    """The thresholds as the gate takes them: a tensor takes as long as small batches do."""
+    """The thresholds as the gate takes them, kept since making a tensor takes its time."""
     import tensorflow as tf
 
     settings = model._settings

@@ -22,6 +22,7 @@ __all__ = [
     "Graph",
     "inline",
     "is_graph",
+    "is_stock",
     "nodes_for",
     "operations",
     "producer",
@@ -226,6 +227,11 @@ def _with_mask(tensor: Any, mask: Any) -> Any:
     if mask is None or mask is mask_of(tensor):
         return tensor
     return AttachMask()(tensor, mask)
+
+
+def is_stock(operation: Any) -> bool:
+    """Whether it is Keras' own or this package's: its graph and configuration tell all."""
+    return type(operation).__module__.partition(".")[0] in ("keras", "keras_branchy")
 
 
 def is_graph(operation: Any) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 import keras
 
+from keras_branchy.graph import is_stock
 from keras_branchy.masks import mask_of
 
 __all__ = ["shared_layers"]
@@ -65,8 +66,8 @@ def _are_alike(layer: keras.layers.Layer, node: Any) -> bool:
 
 def _is_function(layer: keras.layers.Layer) -> bool:
     """Whether its configuration says all that it does."""
-    ours = type(layer).__module__.partition(".")[0] in ("keras", "keras_branchy")
-    return ours and not layer.variables and not isinstance(layer, keras.layers.Lambda)
+    opaque = layer.variables or isinstance(layer, keras.layers.Lambda)
+    return is_stock(layer) and not opaque
 
 
 def _settings(layer: keras.layers.Layer) -> dict[str, Any]:

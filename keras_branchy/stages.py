@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from keras_branchy.graph import (
+    is_stock,
     nodes_for,
     operations,
     producer,
@@ -108,7 +109,7 @@ class _Cutter:
         """What each head reads, and how many of its layers the trunk computes for it."""
         model, targets, shared = self.model, [], []
         calls = nodes_for(model.outputs, {id(tensor) for tensor in model.inputs})
-        hidden = not all(_is_stock(call.operation) for call in calls)
+        hidden = not all(is_stock(call.operation) for call in calls)
         for branch, node in zip(model.branches, model._branch_nodes, strict=True):
             features, mask = node.input_tensors[0], node.arguments.kwargs.get("mask")
             count = 0
@@ -136,7 +137,7 @@ class _Cutter:
     def _check_masks(self) -> None:
         """Refuses a mask that only shows when the model runs, where it would be lost."""
         nodes = [node for stage in self.nodes for node in stage]
-        if all(_is_stock(node.operation) for node in nodes):
+        if all(is_stock(node.operation) for node in nodes):
             return
         hidden = [
             tensor
@@ -227,11 +228,6 @@ class _Cutter:
             return head(features, mask=mask)
         logits = features if self.peeled is None else LinearCall(self.peeled)(features)
         return logits if logits.dtype == "float32" else keras.ops.cast(logits, "float32")
-
-
-def _is_stock(operation: Any) -> bool:
-    """Whether Keras tells in the graph which masks it puts on."""
-    return type(operation).__module__.partition(".")[0] in ("keras", "keras_branchy")
 
 
 def _head(branch: Any, features: Any, start: int) -> keras.Model:
