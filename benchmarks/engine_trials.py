@@ -4,8 +4,9 @@
     python benchmarks/engine_trials.py [--json FILE] [--seconds 4]
 
 On untrained networks, since time does not depend on weights; thresholds are quantiles of
-the first exit's scores. One thread. Contestants take turns on the same batches, and their
-answers are compared before they are timed. docs/performance.md shows the table.
+the first exit's scores. One thread, but where two are on trial. Contestants take turns on
+the same batches, and their answers are compared before they are timed. docs/performance.md
+shows the table.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import os
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from itertools import product
@@ -51,7 +53,7 @@ def main():
     tf.config.threading.set_inter_op_parallelism_threads(1)
     keras.utils.set_random_seed(0)
     rows = []
-    for trial in (sharing, calling, pooling, chunks, resizing, gates):
+    for trial in (threads, sharing, calling, pooling, chunks, resizing, gates):
         for row in trial(args.seconds):
             print(json.dumps(row), flush=True)
             rows.append(row)
@@ -68,6 +70,57 @@ def made_with():
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "command": "python benchmarks/engine_trials.py --json FILE",
     }
+
+
+# ---- Two cores -----------------------------------------------------------------------
+def threads(seconds):
+    """LiteRT with two threads, against a runner with one for each half of a batch."""
+    for name, shape in (("b_lenet", (28, 28, 1)), ("b_alexnet", (32, 32, 3))):
+        keras.utils.set_random_seed(0)
+        model = getattr(networks, name)()
+        images = made_up(shape, 512)
+        scores = entropies(model, images)
+        model.thresholds = [1.0] * (len(model.exit_names) - 1)
+        with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as pool:
+            path = Path(folder) / "stages"
+            model.export_stages(path, format="litert", batch_size=None, verbose=0)
+            within = StageRunner(path, threads=2)
+            halves = [StageRunner(path), StageRunner(path)]
+            for size, share in product((32, 256), (0.25, 0.95)):
+                limits = [float(np.quantile(scores, share))]
+                limits += [None] * (len(model.criteria) - 1)
+                ways = {
+                    "within LiteRT": partial(in_one, within, limits),
+                    "a half each": partial(in_halves, halves, pool, limits),
+                }
+                batches = [images[i : i + size] for i in range(0, len(images), size)]
+                runs = {way: partial(over, run, batches) for way, run in ways.items()}
+                one, other = (run() for run in runs.values())
+                np.testing.assert_array_equal(one, other)
+                yield {
+                    "trial": "two threads, in LiteRT",
+                    "network": name,
+                    "batch": size,
+                    "share": share,
+                    **turns(runs, seconds),
+                    "images": len(images),
+                }
+
+
+def in_one(runner, limits, x):
+    return runner.predict(x, limits).exits
+
+
+def in_halves(runners, pool, limits, x):
+    middle = len(x) // 2
+    other = pool.submit(runners[1].predict, x[middle:], limits)
+    return np.concatenate(
+        [runners[0].predict(x[:middle], limits).exits, other.result().exits]
+    )
+
+
+def over(run, batches):
+    return np.concatenate([run(x) for x in batches])
 
 
 # ---- Layers that a head shares with the trunk ----------------------------------------

@@ -9,7 +9,10 @@ A target trains what it needs, chooses thresholds on validation images, measures
 images, and writes JSON, CSV and figures. A call that was stopped, or that ran out of
 `--minutes`, goes on from its last epoch when it is called again; what is trained is kept in
 build/reproduce and used by every target that needs it. The default schedule is for two
-cores, `--full` is the published one, `--quick` shows that the code runs.
+cores, `--full` is the published one, `--quick` shows that the code runs. `--estimate` says
+how long the trainings of a seed would take on this machine.
+
+    python benchmarks/reproduce.py resnet --full --estimate
 """
 
 import argparse
@@ -28,11 +31,16 @@ sys.path.append(str(ROOT / "examples"))
 from benchmarks.reproduction.targets import TARGETS, target  # noqa: E402
 
 UNFINISHED = 75  # the exit code that says: call again
+REHEARSED = 200  # images that are judged where only trainings are timed
 
 
 def main():
     args = parse_args()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    (estimate if args.estimate else reproduce)(args)
+
+
+def reproduce(args):
     from benchmarks.reproduction.run import Run
     from benchmarks.reproduction.training import OutOfTime, Trainer
 
@@ -66,6 +74,35 @@ def finish(args, found):
     print(f"Wrote {', '.join(map(str, [path, path.with_suffix('.csv'), *drawn]))}.")
 
 
+def estimate(args):
+    """How long the trainings of one seed take here."""
+    import logging
+
+    import evidence
+
+    from benchmarks.reproduction.estimate import Estimator
+    from benchmarks.reproduction.output import hours
+    from benchmarks.reproduction.run import Run
+
+    # Many small functions are traced once each, of which TensorFlow warns.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    estimator = Estimator()
+    run = Run(estimator, args.schedule, args.seeds[:1], timed=False, made_up=args.made_up)
+    run.judged = REHEARSED
+    target(args.target)(run)
+    total = sum(row["hours"] for row in estimator.rows)
+    print(f"{args.target}, schedule {args.schedule}: {hours(total)} a seed.")
+    if args.json is not None:
+        document = {
+            "target": args.target,
+            "schedule": args.schedule,
+            "hours": total,
+            "rows": estimator.rows,
+            "made_with": evidence.surroundings(),
+        }
+        args.json.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+
+
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
@@ -84,6 +121,9 @@ def parse_args():
     parser.add_argument("--json", type=Path, help="where to write; beside it go the rest")
     parser.add_argument("--store", type=Path, default=ROOT / "build" / "reproduce")
     parser.add_argument("--no-times", dest="times", action="store_false")
+    parser.add_argument(
+        "--estimate", action="store_true", help="only say how long it would train"
+    )
     parser.add_argument("--made-up", action="store_true", help="images without a data set")
     args = parser.parse_args()
     args.schedule = args.schedule or "default"
@@ -92,7 +132,8 @@ def parse_args():
 
 def checked(parser, args):
     """Before anything slow is imported."""
-    if args.json is None and (args.made_up or args.schedule == "quick"):
+    rehearsed = args.made_up or args.schedule == "quick"
+    if args.json is None and rehearsed and not args.estimate:
         parser.error("a rehearsal needs --json, or would take the results' place")
     if args.json is not None and args.json.suffix != ".json":
         parser.error(f"--json names a file that ends in .json, not {args.json}")

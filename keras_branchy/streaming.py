@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 import numpy as np
 
 from keras_branchy.waiting import Tensors
-from keras_branchy.walk import Crew, Walk
+from keras_branchy.walk import Engine, Walk
 
 __all__ = ["check_max_wait", "in_order"]
 
@@ -23,7 +23,7 @@ Answers = dict[str, np.ndarray]
 
 def in_order(
     walk: Walk,
-    crew: Callable[[], AbstractContextManager[Crew]],
+    lend: Callable[[], AbstractContextManager[Engine]],
     batches: Iterable[tuple[Tensors, int]],
     max_wait: float | None = None,
 ) -> Iterator[tuple[Answers, float]]:
@@ -35,7 +35,7 @@ def in_order(
 
     Args:
         walk: A new walk.
-        crew: Lends engines for as long as one batch takes.
+        lend: Lends the engine for as long as one batch takes.
         batches: Tensors by name, and the number of samples.
         max_wait: In seconds; None for as long as it takes.
 
@@ -45,13 +45,13 @@ def in_order(
     waiting: deque[tuple[int, float]] = deque()
     for tensors, count in batches:
         waiting.append((count, time.perf_counter()))
-        with crew() as lent:
-            walk.enter(lent, tensors, count)
+        with lend() as engine:
+            walk.enter(engine, tensors, count)
             if _is_late(waiting, max_wait):
-                walk.flush(lent)
+                walk.flush(engine)
         yield from _answered(walk, waiting)
-    with crew() as lent:
-        walk.flush(lent)
+    with lend() as engine:
+        walk.flush(engine)
     yield from _answered(walk, waiting)
 
 

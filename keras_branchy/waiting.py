@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Tensors", "Waiting", "joined"]
+__all__ = ["Tensors", "Waiting"]
 
 Tensors = Mapping[str, Any]
 """Arrays with a row per sample, by name."""
@@ -26,10 +26,10 @@ class Waiting:
         self._parts.append((who, tensors))
         self.count += len(who)
 
-    def take(self, count: int | None) -> tuple[np.ndarray, Tensors]:
-        """The first `count` of them, or all."""
-        who, tensors = joined(self._parts)
-        count = len(who) if count is None else count
+    def take(self, count: int) -> tuple[np.ndarray, Tensors]:
+        """The first `count` of them, or all where there are fewer; at least one waits."""
+        who, tensors = _joined(self._parts)
+        count = min(count, len(who))
         self._parts = []
         if count < len(who):
             self._parts = [(who[count:], {k: v[count:] for k, v in tensors.items()})]
@@ -37,12 +37,10 @@ class Waiting:
         return who[:count], {k: v[:count] for k, v in tensors.items()}
 
 
-def joined(parts: Sequence[tuple[np.ndarray, Tensors]]) -> tuple[np.ndarray, Tensors]:
+def _joined(parts: Sequence[tuple[np.ndarray, Tensors]]) -> tuple[np.ndarray, Tensors]:
     """Groups of samples as one."""
     if len(parts) == 1:
         return parts[0]
-    if not parts:
-        return np.arange(0), {}
     names = parts[0][1]
     return np.concatenate([who for who, _ in parts]), {
         name: np.concatenate([tensors[name] for _, tensors in parts]) for name in names

@@ -10,7 +10,6 @@ Whatever runs the stages is an `Engine`; TensorFlow and LiteRT both are.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,20 +18,18 @@ import numpy as np
 
 from keras_branchy.batch_gate import Gate, batch_gate
 from keras_branchy.criteria import CRITERIA
-from keras_branchy.waiting import Tensors, Waiting, joined
+from keras_branchy.waiting import Tensors, Waiting
 
-__all__ = ["ANSWERS", "Crew", "Engine", "Rules", "Walk"]
+__all__ = ["ANSWERS", "Engine", "Rules", "Walk"]
 
 Keep = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 ANSWERS = ("labels", "probabilities", "exits", "scores")
 _UNANSWERED = -1
-# Less work than this is not worth waking another thread for.
-_WORTH_SHARING = 200e-6  # seconds
 
 
 class Engine(Protocol):
-    """What runs stages, for one thread."""
+    """What runs stages."""
 
     @property
     def chunks(self) -> Sequence[int]:
@@ -51,18 +48,6 @@ class Engine(Protocol):
             of what the stage made for later stages, by name. The function is good until
             the engine runs again.
         """
-        ...
-
-
-class Crew(Protocol):
-    """Engines that work at the same time."""
-
-    @property
-    def engines(self) -> Sequence[Engine]:
-        """At least one."""
-
-    def each(self, tasks: Sequence[Callable[[], None]]) -> None:
-        """Runs the tasks at the same time, at most one for each engine."""
         ...
 
 
@@ -96,7 +81,6 @@ class Walk:
         rules: Who leaves where.
         gates: `rules.gates()`, which may serve many walks.
         thresholds: [N-1] float32, at which exits exit; see `gate_thresholds`.
-        slots: How many engines work on it at the same time, at most.
         capacity: How many samples to expect; it grows where there are more.
     """
 
@@ -105,7 +89,6 @@ class Walk:
         rules: Rules,
         gates: Sequence[Gate],
         thresholds: np.ndarray,
-        slots: int,
         capacity: int,
     ):
         self.rules, self.gates, self.thresholds = rules, gates, thresholds
@@ -114,25 +97,29 @@ class Walk:
         self.released = 0  # how many of the rows nobody asks for any more
         self.entered = 0
         self._allocate(capacity)
-        self._waiting = [[Waiting() for _ in rules.criteria] for _ in range(slots)]
-        self._seconds = [0.0] * len(rules.criteria)  # a sample, at each stage
+        self._waiting = [Waiting() for _ in rules.criteria]
 
-    def enter(self, crew: Crew, tensors: Tensors, count: int) -> None:
+    def enter(self, engine: Engine, tensors: Tensors, count: int) -> None:
         """Runs the first stage for `count` more samples, and what has filled up by then."""
         start = self.entered
         self.entered += count
         if self.entered - self.first > len(self.exits):
             self._make_room()
-        self._share(crew, 0, np.arange(start, start + count), tensors, count)
+        size = engine.chunks[0]
+        for at in range(0, count, size):
+            end = min(at + size, count)
+            some = tensors if end - at == count else _rows(tensors, at, end)
+            self._run(engine, 0, np.arange(start + at, start + end), some)
+            for stage in range(1, self.last + 1):
+                while self._waiting[stage].count >= engine.chunks[stage]:
+                    full = self._waiting[stage].take(engine.chunks[stage])
+                    self._run(engine, stage, *full)
 
-    def flush(self, crew: Crew) -> None:
+    def flush(self, engine: Engine) -> None:
         """Takes everybody who waits to the end."""
         for stage in range(1, self.last + 1):
-            rest = [waiting[stage].take(None) for waiting in self._waiting]
-            rest = [part for part in rest if len(part[0])]
-            if rest:
-                who, tensors = joined(rest)
-                self._share(crew, stage, who, tensors, len(who))
+            while self._waiting[stage].count:
+                self._run(engine, stage, *self._waiting[stage].take(engine.chunks[stage]))
 
     def answers(self, count: int) -> dict[str, np.ndarray]:
         """The answers of the first `count` samples that are held, which must be there."""
@@ -178,63 +165,20 @@ class Walk:
         for name, array in old.items():
             getattr(self, name)[: size - gone] = array[gone:]
 
-    def _share(
-        self, crew: Crew, stage: int, who: np.ndarray, tensors: Tensors, count: int
-    ) -> None:
-        """Splits samples among the engines."""
-        engines = crew.engines
-        parts, known = min(len(engines), count), self._seconds[stage]
-        if parts < 2 or (known and known * count < _WORTH_SHARING):
-            return self._take(engines[0], 0, stage, who, tensors, (0, count))
-        edges = [round(index * count / parts) for index in range(parts + 1)]
-
-        def task(slot: int) -> Callable[[], None]:
-            span = (edges[slot], edges[slot + 1])
-            return lambda: self._take(engines[slot], slot, stage, who, tensors, span)
-
-        return crew.each([task(slot) for slot in range(parts)])
-
-    def _take(
-        self,
-        engine: Engine,
-        slot: int,
-        stage: int,
-        who: np.ndarray,
-        tensors: Tensors,
-        span: tuple[int, int],
-    ) -> None:
-        """Chunk by chunk through this stage, and later ones once a chunk waits there."""
-        sizes, waiting = engine.chunks, self._waiting[slot]
-        for at in range(*span, sizes[stage]):
-            end = min(at + sizes[stage], span[1])
-            whole = not at and end == len(who)
-            some = tensors if whole else {k: v[at:end] for k, v in tensors.items()}
-            self._run(engine, slot, stage, who[at:end], some)
-            for later in range(stage + 1, self.last + 1):
-                while waiting[later].count >= sizes[later]:
-                    full = waiting[later].take(sizes[later])
-                    self._run(engine, slot, later, *full)
-
-    def _run(
-        self, engine: Engine, slot: int, stage: int, who: np.ndarray, tensors: Tensors
-    ) -> None:
-        begin = time.perf_counter()
+    def _run(self, engine: Engine, stage: int, who: np.ndarray, tensors: Tensors) -> None:
         logits, keep = engine.run(stage, tensors, len(who))
         score, label, probabilities = self.gates[stage](logits)
         if stage == self.last:
-            self._write(who, label, probabilities, stage, score)
-        else:
-            leaves = self._leaves(stage, who, score, label)
-            stay = (~leaves).nonzero()[0]
-            if not len(stay):
-                self._write(who, label, probabilities, stage, score)
-            else:
-                kept = self._kept(stage, stay, tensors, keep)
-                self._waiting[slot][stage + 1].add(who[stay], kept)
-                # Those who stay are overwritten once they leave.
-                self._write(who, label, probabilities, stage, score)
-                self.exits[who[stay] - self.first] = _UNANSWERED
-        self._seconds[stage] = (time.perf_counter() - begin) / len(who)
+            return self._write(who, label, probabilities, stage, score)
+        leaves = self._leaves(stage, who, score, label)
+        stay = (~leaves).nonzero()[0]
+        # Those who stay are overwritten once they leave.
+        self._write(who, label, probabilities, stage, score)
+        if len(stay):
+            kept = self._kept(stage, stay, tensors, keep)
+            self._waiting[stage + 1].add(who[stay], kept)
+            self.exits[who[stay] - self.first] = _UNANSWERED
+        return None
 
     def _leaves(
         self, stage: int, who: np.ndarray, score: np.ndarray, label: np.ndarray
@@ -266,3 +210,7 @@ class Walk:
             rows = slice(rows[0], rows[-1] + 1)
         self.labels[rows], self.probabilities[rows] = label, probabilities
         self.exits[rows], self.scores[rows] = stage, score
+
+
+def _rows(tensors: Tensors, start: int, stop: int) -> Tensors:
+    return {name: value[start:stop] for name, value in tensors.items()}

@@ -8,10 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from keras_branchy.batch_gate import batch_gate
+from keras_branchy.batch_gate import batch_gate, sample_gate
 from keras_branchy.criteria import CRITERIA, gate_scores
 
-SHAPES = st.tuples(st.integers(0, 9), st.integers(1, 12))
+# Samples in order and classes in order, and so few that Python does it alone.
+SHAPES = st.one_of(
+    st.tuples(st.integers(0, 9), st.integers(1, 12)),
+    st.tuples(st.integers(0, 3), st.integers(45, 52)),
+)
 FLOATS = st.floats(-60, 60, width=32)
 ODD = st.sampled_from([np.nan, np.inf, -np.inf, 0.0, 1.5, 3e38])
 
@@ -32,6 +36,25 @@ def test_it_is_the_definition(criterion, logits):
     np.testing.assert_allclose(probabilities[whole], softmax, rtol=2e-5, atol=1e-12)
     assert np.isnan(probabilities[~whole]).all()
     assert (score.dtype, label.dtype, probabilities.dtype) == (np.float32, int, np.float32)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("classes", [10, 1000])
+def test_one_sample_is_judged_as_among_others(rng, criterion, classes):
+    own = coefficients(criterion)
+    logits = rng.normal(scale=4.0, size=(9, classes)).astype(np.float32)
+    logits[3, 1] = np.nan
+    one = sample_gate(criterion, own, classes)
+    for row, wanted, label in zip(
+        logits, *gate_scores(logits, criterion, own), strict=True
+    ):
+        score, found, probabilities = one(row[None])
+        assert isinstance(score, float) and isinstance(found, int)
+        np.testing.assert_allclose(score, wanted, rtol=2e-6)
+        assert found == label and len(probabilities) == classes
+        z = row.astype(np.float64)
+        e = np.exp(z - z.max())
+        np.testing.assert_allclose(probabilities, e / e.sum(), rtol=2e-5, atol=1e-12)
 
 
 def test_small_entropies_keep_their_digits():

@@ -16,6 +16,7 @@ sys.path += [str(ROOT), str(ROOT / "examples")]
 
 from benchmarks.reproduction import (  # noqa: E402
     data,
+    estimate,
     interior,
     measurement,
     networks,
@@ -91,6 +92,29 @@ def test_what_is_trained_in_bfloat16_is_kept_in_float32(tmp_path, split):
     model = train(training.Trainer(tmp_path), split, schedule=plan, epochs=1)
     assert model.get_layer("last").compute_dtype == "float32"
     assert keras.config.dtype_policy().name == "float32"
+
+
+def test_an_estimate_counts_steps_and_keeps_the_network(split):
+    one = estimate.Estimator()
+    plan = Schedule("full", 1, 4, 40)
+    model = train(one, split, schedule=plan)
+    assert train(one, split, schedule=plan) is model, "and times it once"
+    (row,) = one.rows
+    assert (row["training"], row["epochs"], row["steps"]) == ("small", 4, 3)  # of 96 / 40
+    epoch = 3 * row["seconds_a_step"] + row["seconds_a_validation"]
+    assert row["seconds_a_step"] > 0 < row["seconds_a_validation"]
+    assert row["hours"] == pytest.approx(4 * epoch / 3600, rel=1e-12)
+    some = Schedule("full", 1, 4, 40, images=50)
+    other = estimate.Estimator()
+    train(other, split, schedule=some)
+    assert other.rows[0]["steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0.25, "15 min"), (1.26, "1.3 h"), (60, "2.5 days")]
+)
+def test_hours_are_told_in_fitting_units(count, text):
+    assert output.hours(count) == text
 
 
 def test_weights_are_copied_by_name_or_refused():

@@ -205,7 +205,7 @@ def test_patience_is_counted():
 def test_files_with_a_batch_take_survivors_together(size):
     export = exported("patience" if size is None else "residual", batch_size=size)
     runner = StageRunner(export.folder)
-    assert isinstance(runner._drivers.get(), StageEngine)
+    assert isinstance(runner._driver, StageEngine)
     runner = StageRunner(export.folder, threads=2)
     check(runner, export)
     check(runner, export, export.x[:5], slice(0, 5))
@@ -228,7 +228,7 @@ def test_a_broken_sample_goes_to_the_last_exit():
 def test_the_cascade_file_is_one_program():
     export = exported("residual", layout="cascade")
     runner = StageRunner(export.folder)
-    assert isinstance(runner._drivers.get(), CascadeDriver)
+    assert isinstance(runner._driver, CascadeDriver)
     check(StageRunner(export.folder), export)
 
 

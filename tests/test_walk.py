@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Walks against a rule that decides sample by sample, with engines that only look up."""
 
-import threading
-from types import SimpleNamespace
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -32,17 +31,6 @@ class Table:
         return self.logits[stage, who], lambda rows: {"made": who[rows] * 10}
 
 
-def crew(*engines):
-    def each(tasks):
-        threads = [threading.Thread(target=task) for task in tasks]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-
-    return SimpleNamespace(engines=engines, each=each)
-
-
 def rules(patience=None):
     live = [("number", "made")] * (STAGES - 1) + [()]
     return Rules(["entropy"] * STAGES, [None] * STAGES, live, CLASSES, patience)
@@ -52,8 +40,8 @@ def logits_of(rng, count):
     return rng.normal(scale=2.0, size=(STAGES, count, CLASSES)).astype(np.float32)
 
 
-def walk_of(given, slots=1, capacity=4):
-    return Walk(given, given.gates(), THRESHOLDS, slots, capacity)
+def walk_of(given, capacity=4):
+    return Walk(given, given.gates(), THRESHOLDS, capacity)
 
 
 def by_hand(logits, patience=None):
@@ -81,16 +69,15 @@ def check(answers, logits, patience=None):
 
 
 @pytest.mark.parametrize("patience", [None, 2])
-@pytest.mark.parametrize("engines", [1, 3])
 @pytest.mark.parametrize("chunk", [1, 4, 64])
-def test_everybody_leaves_where_the_rule_says(rng, chunk, engines, patience):
+def test_everybody_leaves_where_the_rule_says(rng, chunk, patience):
     logits = logits_of(rng, 101)
-    workers = crew(*(Table(logits, chunk) for _ in range(engines)))
-    walk = walk_of(rules(patience), engines)
+    table = Table(logits, chunk)
+    walk = walk_of(rules(patience))
     for start in range(0, 101, 37):
         rows = np.arange(start, min(start + 37, 101))
-        walk.enter(workers, {"number": rows}, len(rows))
-    walk.flush(workers)
+        walk.enter(table, {"number": rows}, len(rows))
+    walk.flush(table)
     check(walk.answers(101), logits, patience)
 
 
@@ -100,10 +87,10 @@ def test_later_stages_wait_for_full_chunks(rng):
     walk = walk_of(rules())
     for start in range(0, 400, chunk):
         rows = np.arange(start, start + chunk)
-        walk.enter(crew(table), {"number": rows}, chunk)
+        walk.enter(table, {"number": rows}, chunk)
     assert all(count == table.chunks[stage] for stage, count in table.ran)
     before = len(table.ran)
-    walk.flush(crew(table))
+    walk.flush(table)
     stages = [stage for stage, _ in table.ran[before:]]
     assert stages == sorted(stages) and set(stages) <= {1, 2, 3}
 
@@ -111,8 +98,8 @@ def test_later_stages_wait_for_full_chunks(rng):
 def test_no_sample_runs_no_stage(rng):
     table = Table(logits_of(rng, 1), 4)
     walk = walk_of(rules())
-    walk.enter(crew(table), {"number": np.arange(0)}, 0)
-    walk.flush(crew(table))
+    walk.enter(table, {"number": np.arange(0)}, 0)
+    walk.flush(table)
     assert table.ran == [] and walk.answers(0)["probabilities"].shape == (0, CLASSES)
 
 
@@ -126,14 +113,10 @@ def stream_of(logits, size, max_wait=None, chunk=8):
             rows = np.arange(start, min(start + size, count))
             yield {"number": rows}, len(rows)
 
-    class Lent:
-        def __enter__(self):
-            return crew(table)
+    def lend():
+        return nullcontext(table)
 
-        def __exit__(self, *raised):
-            return None
-
-    for answers, seconds in in_order(walk_of(rules(2)), Lent, batches(), max_wait):
+    for answers, seconds in in_order(walk_of(rules(2)), lend, batches(), max_wait):
         assert seconds >= 0
         yield answers, len(entered)
 
@@ -165,7 +148,7 @@ def test_a_lone_sample_does_not_hold_the_stream_forever():
 def test_memory_is_that_of_what_is_held(rng):
     logits = logits_of(rng, 4000)
     walk = walk_of(rules())
-    table = crew(Table(logits, 8))
+    table = Table(logits, 8)
     for start in range(0, 4000, 8):
         walk.enter(table, {"number": np.arange(start, start + 8)}, 8)
         walk.flush(table)

@@ -88,3 +88,10 @@ def flattened(row, before=""):
         else:
             flat[name] = joined(value) if isinstance(value, list) else value
     return flat
+
+
+def hours(count):
+    """A time in hours, for a person."""
+    if count < 1:
+        return f"{60 * count:.0f} min"
+    return f"{count:.1f} h" if count < 48 else f"{count / 24:.1f} days"

@@ -5,8 +5,10 @@ import json
 from pathlib import Path
 
 from benchmarks.reproduction import interior
+from benchmarks.reproduction.output import hours
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "reproduce"
+ESTIMATES = RESULTS / "full_times"
 
 
 def found(target):
@@ -298,11 +300,44 @@ RENDERED = {
 }
 
 
+# ---- How long the published schedules take --------------------------------------------
+def full_times():
+    """Of every target that was estimated with `--full`: trainings and hours of a seed."""
+    documents = [
+        json.loads(path.read_text("utf-8")) for path in sorted(ESTIMATES.glob("*.json"))
+    ]
+    if not documents:
+        command = "python benchmarks/reproduce.py TARGET --full --estimate"
+        return f"Not estimated yet: `{command}` does.\n"
+    documents.sort(key=lambda document: document["hours"])
+    rows = [
+        (
+            f"`{document['made_with']['command']}`",
+            ", ".join(
+                f"`{row['training'].replace('-full-0', '')}` {row['epochs']} epochs"
+                for row in document["rows"]
+            ),
+            hours(document["hours"]),
+        )
+        for document in documents
+    ]
+    made = documents[0]["made_with"]
+    cores = "1 core" if made["cores"] == 1 else f"{made['cores']} cores"
+    return (
+        markdown(("command", "trains", f"a seed, on {cores}"), rows)
+        + f"\n{cores} of {made['processor']}, {made['date'][:10]}; a few steps of each "
+        "training were timed.\n"
+    )
+
+
 def regions():
     """By name of the region in docs/results.md: a function that writes it."""
     return {
-        f"reproduced_{target.replace('-', '_')}": (
-            lambda target=target, render=render: page(target, render)
-        )
-        for target, render in RENDERED.items()
+        "reproduced_full_times": full_times,
+        **{
+            f"reproduced_{target.replace('-', '_')}": (
+                lambda target=target, render=render: page(target, render)
+            )
+            for target, render in RENDERED.items()
+        },
     }

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every target is given: data, trained networks, and what the rows have in common."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from benchmarks.reproduction import data, measurement, networks
 from benchmarks.reproduction.schedules import schedule
@@ -20,6 +20,7 @@ class Run:
         seeds: One training each.
         timed: True to measure time too.
         made_up: True for images that need no data set.
+        judged: So many validation and test images, None for all.
     """
 
     trainer: Trainer
@@ -27,13 +28,18 @@ class Run:
     seeds: list[int]
     timed: bool = True
     made_up: bool = False
+    judged: int | None = None
     loaded: dict = field(default_factory=dict)
 
     def data(self, name):
         if name not in self.loaded:
             whole = data.load(name, made_up=self.made_up)
             few = REHEARSAL_IMAGES if self.which == "quick" else None
-            self.loaded[name] = whole.first(few)
+            whole = whole.first(few)
+            if self.judged is not None:
+                judges = whole.first(self.judged)
+                whole = replace(whole, valid=judges.valid, test=judges.test)
+            self.loaded[name] = whole
         return self.loaded[name]
 
     def plain(self, recipe, seed):

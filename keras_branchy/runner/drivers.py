@@ -8,8 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
+from keras_branchy.batch_gate import sample_gate
 from keras_branchy.criteria import CRITERIA
-from keras_branchy.row_gate import row_gate
 from keras_branchy.runner.engines import Program, open_program
 from keras_branchy.runner.manifest import Manifest
 from keras_branchy.runner.stage_engine import StageEngine, rules_of, told
@@ -20,7 +20,7 @@ Samples = dict[str, np.ndarray]
 
 
 class Driver(Protocol):
-    """What one thread runs."""
+    """What runs samples, for one caller at a time."""
 
     def predict(
         self, samples: Samples, count: int, thresholds: np.ndarray
@@ -33,8 +33,12 @@ class Driver(Protocol):
         ...
 
 
-def open_driver(manifest: Manifest) -> Driver | StageEngine:
-    """Opens the files of a manifest, for one thread.
+def open_driver(manifest: Manifest, threads: int = 1) -> Driver | StageEngine:
+    """Opens the files of a manifest.
+
+    Args:
+        manifest: Of an export in LiteRT's format.
+        threads: Threads within each call to LiteRT.
 
     Returns:
         A `StageEngine` where the files take several samples at a time, else a `Driver`.
@@ -49,23 +53,25 @@ def open_driver(manifest: Manifest) -> Driver | StageEngine:
             f"{manifest.folder}. Expected one of export_stages(path, format='litert')."
         )
     if manifest.data["layout"] == "cascade":
-        return CascadeDriver(manifest)
-    size = manifest.data["batch_size"]
-    return SampleDriver(manifest) if size == 1 else StageEngine(manifest)
+        return CascadeDriver(manifest, threads)
+    kind = SampleDriver if manifest.data["batch_size"] == 1 else StageEngine
+    return kind(manifest, threads)
 
 
 class SampleDriver:
     """One sample after another, each as far as it needs to go."""
 
-    def __init__(self, manifest: Manifest):
+    def __init__(self, manifest: Manifest, threads: int = 1):
         criteria = [row.criterion for row in manifest.exits]
-        self.gates = [row_gate(row.criterion, row.gate) for row in manifest.exits]
+        self.num_classes = manifest.data["num_classes"]
+        self.gates = [
+            sample_gate(row.criterion, row.gate, self.num_classes) for row in manifest.exits
+        ]
         self.below = [CRITERIA[criterion].exits_below for criterion in criteria]
         self.batch_gates = rules_of(manifest).gates()
         self.patience = manifest.data["patience"]
-        self.num_classes = manifest.data["num_classes"]
         self.programs: list[Program] = [
-            open_program(manifest, stage.call, "logits")
+            open_program(manifest, stage.call, "logits", threads)
             for stage in manifest.stages
             if stage.call is not None
         ]
@@ -129,10 +135,10 @@ class SampleDriver:
 class CascadeDriver:
     """One file that decides itself, one sample at a time."""
 
-    def __init__(self, manifest: Manifest):
+    def __init__(self, manifest: Manifest, threads: int = 1):
         if manifest.cascade is None:
             raise ValueError("The manifest names no cascade.")
-        self.program = open_program(manifest, manifest.cascade, "exit")
+        self.program = open_program(manifest, manifest.cascade, "exit", threads)
         self.num_classes = manifest.data["num_classes"]
         self.criteria = [CRITERIA[row.criterion] for row in manifest.exits[:-1]]
         self.patience = manifest.data["patience"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exported files in LiteRT, one set of interpreters per thread."""
+"""Exported files in LiteRT, an interpreter each."""
 
 from __future__ import annotations
 

@@ -15,24 +15,26 @@ from keras_branchy.walk import Keep, Rules
 
 __all__ = ["StageEngine", "rules_of", "told"]
 
-# Samples at a time. An image takes as long among many as alone, and half as long again once
-# the largest activation no longer fits a core's own cache; more at a time are fewer calls.
+# Samples at a time, for each thread. An image takes as long among many as alone, and half
+# as long again once the largest activation no longer fits the cores' own caches; more at a
+# time are fewer calls.
 MOST = 64
 CACHE = 5 << 18  # bytes
 
 
 class StageEngine:
-    """The stages of an export, for one thread.
+    """The stages of an export, for one caller at a time.
 
     Args:
         manifest: Of an export in stages, whose batch size is not 1.
+        threads: Threads within each call to LiteRT.
     """
 
-    def __init__(self, manifest: Manifest):
+    def __init__(self, manifest: Manifest, threads: int = 1):
         fixed = manifest.data["batch_size"]
         self.num_classes: int = manifest.data["num_classes"]
         calls = [stage.call for stage in manifest.stages if stage.call is not None]
-        self._stages = [_Sizes(manifest, call, fixed) for call in calls]
+        self._stages = [_Sizes(manifest, call, fixed, threads) for call in calls]
         self.chunks: list[int] = [stage.chunk for stage in self._stages]
         self._gates = rules_of(manifest).gates()
 
@@ -64,12 +66,12 @@ class StageEngine:
 class _Sizes:
     """A stage's file, opened for whole chunks, and once more to be resized for less."""
 
-    def __init__(self, manifest: Manifest, call: Call, fixed: int | None):
-        self._open = lambda: open_program(manifest, call, "logits")
+    def __init__(self, manifest: Manifest, call: Call, fixed: int | None, threads: int):
+        self._open = lambda: open_program(manifest, call, "logits", threads)
         self._fixed = fixed
         self._whole = self._open()
         self._rest: Program | None = None
-        self.chunk = fixed or _chunk(self._whole.largest_row)
+        self.chunk = fixed or _chunk(self._whole.largest_row, threads)
 
     def fitting(self, count: int) -> tuple[Program, int]:
         """A program for `count` samples, and how many it takes."""
@@ -80,10 +82,10 @@ class _Sizes:
         return self._rest, count
 
 
-def _chunk(row: int) -> int:
-    """A power of two of samples, whose largest activation has `row` bytes each."""
+def _chunk(row: int, threads: int) -> int:
+    """A power of two of samples a thread, whose largest activation has `row` bytes each."""
     fitting = max(1, CACHE // max(row, 1))
-    return min(MOST, 1 << (fitting.bit_length() - 1))
+    return threads * min(MOST, 1 << (fitting.bit_length() - 1))
 
 
 def rules_of(manifest: Manifest) -> Rules:

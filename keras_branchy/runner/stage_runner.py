@@ -4,11 +4,9 @@
 from __future__ import annotations
 
 import contextlib
-import queue
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from keras_branchy.runner.samples import SampleReader
 from keras_branchy.runner.stage_engine import StageEngine, rules_of
 from keras_branchy.streaming import check_max_wait, in_order
 from keras_branchy.thresholds import check_thresholds, gate_thresholds
-from keras_branchy.walk import ANSWERS, Engine, Walk
+from keras_branchy.walk import ANSWERS, Walk
 
 __all__ = ["StageRunner"]
 
@@ -32,11 +30,11 @@ class StageRunner:
     It needs NumPy and ai-edge-litert only: `pip install 'keras-branchy[runtime]'`. Each
     sample passes through the stages until an exit is sure of it, and the answers are those
     of `BranchyModel.predict_early`. Every file is checked against the manifest's hashes
-    first. One runner may be called from several threads.
+    first. One runner may be called from several threads; calls take turns.
 
     Args:
         path: The folder with `manifest.json`.
-        threads: How many threads compute, each with interpreters of its own.
+        threads: How many threads LiteRT computes with.
         thresholds: One per exit but the last, `None` to disable an exit, instead of those
             in the manifest.
 
@@ -71,7 +69,7 @@ class StageRunner:
         if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
             raise ValueError(
                 f"`threads` must be an integer of at least 1. Received: {threads!r}. "
-                "Pass the number of samples to compute at a time."
+                "Pass the number of cores to compute on."
             )
         self.manifest = Manifest.load(path)
         self._read = SampleReader(self.manifest.inputs)
@@ -80,15 +78,11 @@ class StageRunner:
         if thresholds is None and self.manifest.data["calibrated"]:
             thresholds = [row.threshold for row in exits]
         self.thresholds = thresholds
-        drivers = [open_driver(self.manifest) for _ in range(threads)]
-        self._in_batches = isinstance(drivers[0], StageEngine)
+        self._driver: Any = open_driver(self.manifest, threads)
+        self._turn = threading.Lock()
+        self._in_batches = isinstance(self._driver, StageEngine)
         self._rules = rules_of(self.manifest)
         self._gates = self._rules.gates()
-        self._drivers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for driver in drivers:
-            self._drivers.put(driver)
-        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
-        self._threads = threads
 
     @property
     def exit_names(self) -> list[str]:
@@ -149,19 +143,12 @@ class StageRunner:
 
     def _answers(self, samples: dict, count: int, gate: np.ndarray) -> list[np.ndarray]:
         """Labels, probabilities, exits and scores."""
-        if not self._in_batches and count == 1:
-            # The way through `_run` takes a twentieth of a small network's time.
-            driver = self._drivers.get()
-            try:
-                return driver.predict(samples, 1, gate)
-            finally:
-                self._drivers.put(driver)
-        if not self._in_batches:
-            return self._run("predict", samples, count, gate)
-        with self._crew() as crew:
-            walk = Walk(self._rules, self._gates, gate, self._threads, count)
-            walk.enter(crew, samples, count)
-            walk.flush(crew)
+        with self._turn:
+            if not self._in_batches:
+                return self._driver.predict(samples, count, gate)
+            walk = Walk(self._rules, self._gates, gate, count)
+            walk.enter(self._driver, samples, count)
+            walk.flush(self._driver)
         return [getattr(walk, name) for name in ANSWERS]
 
     def stream(
@@ -193,8 +180,8 @@ class StageRunner:
         exits = len(self._criteria) + 1
         if not self._in_batches:
             return (self._result(batch, gate) for batch in batches)
-        walk = Walk(self._rules, self._gates, gate, self._threads, capacity=1024)
-        found = in_order(walk, self._crew, map(self._read, batches), max_wait)
+        walk = Walk(self._rules, self._gates, gate, capacity=1024)
+        found = in_order(walk, self._lend, map(self._read, batches), max_wait)
         return (
             RunnerResult(**answers, seconds=seconds, num_exits=exits)
             for answers, seconds in found
@@ -212,65 +199,17 @@ class StageRunner:
                 show it.
         """
         samples, count = self._read(x)
-        parts = self._run("every_exit", samples, count)
-        return parts[0], parts[1], parts[2]
-
-    def _run(self, verb: str, samples: dict, count: int, *args: Any) -> list[np.ndarray]:
-        """Splits the samples among the threads, and joins the answers along them."""
-        if self._pool is None or count < 2:
-            return self._with_driver(verb, samples, count, *args)
-        edges = np.linspace(0, count, min(self._threads, count) + 1).astype(int)
-
-        def part(start: int, stop: int) -> list[np.ndarray]:
-            rows = {name: value[start:stop] for name, value in samples.items()}
-            return self._with_driver(verb, rows, stop - start, *args)
-
-        parts = list(self._pool.map(part, edges[:-1].tolist(), edges[1:].tolist()))
-        axis = 1 if verb == "every_exit" else 0
-        return [np.concatenate(arrays, axis) for arrays in zip(*parts, strict=True)]
+        with self._turn:
+            scores, labels, probabilities = self._driver.every_exit(samples, count)
+        return scores, labels, probabilities
 
     @contextlib.contextmanager
-    def _crew(self) -> Iterator[_Crew]:
-        """The engines that no other call has just now; one at least."""
-        engines = [self._drivers.get()]
-        try:
-            with contextlib.suppress(queue.Empty):
-                while len(engines) < self._threads:
-                    engines.append(self._drivers.get_nowait())
-            yield _Crew(engines, self._pool)
-        finally:
-            for engine in engines:
-                self._drivers.put(engine)
-
-    def _with_driver(self, verb: str, samples: dict, count: int, *args: Any) -> Any:
-        driver = self._drivers.get()
-        try:
-            return getattr(driver, verb)(samples, count, *args)
-        finally:
-            self._drivers.put(driver)
+    def _lend(self) -> Iterator[StageEngine]:
+        """The engine, which no other call may run meanwhile."""
+        with self._turn:
+            yield self._driver
 
     def _as_gate(self, thresholds: Sequence[float | None] | None) -> np.ndarray | None:
         if thresholds is None:
             return None
         return gate_thresholds(thresholds, self._criteria)
-
-
-@dataclass(frozen=True)
-class _Crew:
-    """Engines, and threads for all but one of them."""
-
-    engines: Sequence[Engine]
-    pool: ThreadPoolExecutor | None
-
-    def each(self, tasks: Sequence[Callable[[], None]]) -> None:
-        """Runs the tasks at the same time, the first in this thread."""
-        if self.pool is None:
-            for task in tasks:
-                task()
-            return
-        others = [self.pool.submit(task) for task in tasks[1:]]
-        try:
-            tasks[0]()
-        finally:
-            for other in others:
-                other.result()

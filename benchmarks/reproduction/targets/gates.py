@@ -22,11 +22,11 @@ RESNET = Recipe(
     full=Recipe("d_gate_resnet101", "d_gate_resnet", "dgate", "cifar10"),
 )
 DENSENET = Recipe(
-    "d_gate_densenet45_growth12",
+    "d_gate_densenet103_growth8",
     "d_gate_densenet",
     "dgate",
     "cifar10",
-    {"blocks": (2, 4, 8, 6), "growth": 12},
+    {"blocks": (3, 6, 24, 16), "growth": 8},
     "d_gate_densenet201",
     full=Recipe("d_gate_densenet201", "d_gate_densenet", "dgate", "cifar10"),
 )
