@@ -35,10 +35,11 @@ import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
 from keras_branchy import StageRunner, networks, stages  # noqa: E402
+from keras_branchy import batch_gate as gate_of_batches  # noqa: E402
 from keras_branchy.batch_gate import batch_gate  # noqa: E402
 from keras_branchy.criteria import gate_scores  # noqa: E402
 from keras_branchy.exit_gate import exit_gate  # noqa: E402
-from keras_branchy.row_gate import softmax  # noqa: E402
+from keras_branchy.row_gate import row_gate, softmax  # noqa: E402
 from keras_branchy.runner.engines import open_program  # noqa: E402
 from keras_branchy.runner.manifest import Manifest  # noqa: E402
 from keras_branchy.thresholds import gate_thresholds  # noqa: E402
@@ -53,7 +54,7 @@ def main():
     tf.config.threading.set_inter_op_parallelism_threads(1)
     keras.utils.set_random_seed(0)
     rows = []
-    for trial in (threads, sharing, calling, pooling, chunks, resizing, gates):
+    for trial in TRIALS:
         for row in trial(args.seconds):
             print(json.dumps(row), flush=True)
             rows.append(row)
@@ -392,6 +393,35 @@ def gates(seconds):
         }
 
 
+def many_classes(seconds):
+    """A thousand: NumPy goes along those of a sample, or class by class through samples."""
+    one, several = row_gate("entropy"), batch_gate("entropy")
+
+    def by_class(logits):
+        with mock.patch.object(gate_of_batches, "_FEW_CLASSES", 1000):
+            return several(logits)
+
+    def by_sample(logits):
+        return tuple(zip(*(one(row[None]) for row in logits), strict=True))
+
+    for count in (2, 16):
+        rng = np.random.default_rng(0)
+        logits = rng.normal(size=(count, 1000)).astype(np.float32) * 5
+        runs = {"in Python": by_sample, "by class": by_class, "by sample": several}
+        runs = {name: partial(run, logits) for name, run in runs.items()}
+        first, *others = (run() for run in runs.values())
+        for found in others:
+            for a, b in zip(first, found, strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-5)
+        yield {
+            "trial": "the gate where classes are many",
+            "network": "1,000 classes",
+            "batch": count,
+            **turns(runs, seconds),
+            "images": count,
+        }
+
+
 # ---- Measuring -----------------------------------------------------------------------
 def turns(runs, seconds):
     """Medians and quartiles in ms of each, all in turn."""
@@ -436,6 +466,12 @@ class Exported:
 
     def __exit__(self, *raised):
         self._folder.cleanup()
+
+
+TRIALS = (
+    *(threads, sharing, calling, pooling),
+    *(chunks, resizing, gates, many_classes),
+)
 
 
 def parse_args():

@@ -323,7 +323,7 @@ def trials():
         lines.append(f"| {row['trial']} | {', '.join(filter(None, where))} | {times} |")
     made = report["made_with"]
     lines.append(
-        f"\n`{made['command']}`, {made['date']}; {made['processor']}, one thread; "
-        f"medians of rounds in turn, quartiles in the file."
+        f"\n`{made['command']}`, {made['date']}; {made['processor']}, one thread, "
+        "but where two are on trial; medians of rounds in turn, quartiles in the file."
     )
     return "\n".join(lines) + "\n"
