@@ -17,6 +17,7 @@ sys.path += [str(ROOT), str(ROOT / "examples")]
 from benchmarks.reproduction import (  # noqa: E402
     data,
     estimate,
+    figures,
     interior,
     measurement,
     networks,
@@ -299,11 +300,27 @@ def test_every_target_is_there_and_has_a_page():
     assert all(f"<!-- results: {region} -->" in text for region in pages.regions())
 
 
+def test_accuracy_is_drawn_against_time_where_it_was_taken():
+    row = {"network": "b_lenet", "accuracy": 0.98, "plain_accuracy": 0.97}
+    gains = {"batch_1": {"gain": 0.5}, "batch_1_trunk_only": {"gain": 4.0}}
+    document = {
+        "target": "lenet",
+        "published": [{"accuracy": 0.9925, "plain": 0.992, "gain": 5.0}],
+        "rows": [{**row, "times": gains}, {**row, "times": None}],
+    }
+    (ax,) = figures.against_time(document).values()
+    drawn = [line.get_xydata().tolist() for line in ax.lines]
+    points = [tuple(round(v, 6) for v in point) for line in drawn[:4] for point in line]
+    assert points == [(25.0, 1.0), (200.0, 1.0), (20.0, 0.05)]
+    document["rows"] = document["rows"][1:]
+    assert figures.against_time(document) == {}
+
+
 def test_published_figures_agree_with_each_other():
-    for figures in BRANCHYNET.values():
-        assert abs(sum(figures.shares) - 1) < 0.002
-        assert abs(figures.plain_ms / figures.ms - figures.gain) < 0.06
-        assert len(figures.thresholds) == len(figures.shares) - 1
+    for row in BRANCHYNET.values():
+        assert abs(sum(row.shares) - 1) < 0.002
+        assert abs(row.plain_ms / row.ms - row.gain) < 0.06
+        assert len(row.thresholds) == len(row.shares) - 1
 
 
 # ---- The command ---------------------------------------------------------------------

@@ -70,7 +70,42 @@ def table(document):
             "plain network": INK,
         },
     )
-    return {name: left}
+    return {name: left, **against_time(document)}
+
+
+TIMED = {
+    "batch_1_trunk_only": ("trunk only, batch 1", INK),
+    "batch_1": ("everything, batch 1", EARLY),
+    "batch_512": ("everything, batch 512", CHOSEN),
+}
+
+
+def against_time(document):
+    """Accuracy gained against time in shares of the plain network's, where it was taken."""
+    rows = [row for row in document["rows"] if row["times"]]
+    if not rows:
+        return {}
+    ax = canvas(None, (6.4, 4.0), f"{rows[0]['network']}: each choice of thresholds")
+    for name, (_, colour) in TIMED.items():
+        timed = [row for row in rows if name in row["times"]]
+        ax.plot(
+            [100 / row["times"][name]["gain"] for row in timed],
+            [100 * (row["accuracy"] - row["plain_accuracy"]) for row in timed],
+            "o",
+            color=colour,
+            alpha=0.7,
+        )
+    for figures in document["published"]:
+        gained = 100 * (figures["accuracy"] - figures["plain"])
+        ax.plot([100 / figures["gain"]], [gained], "x", color=WRONG, ms=8, mew=2)
+    ax.axvline(100, color=INK, linewidth=1, linestyle=":")
+    ax.axhline(0, color=INK, linewidth=1, linestyle=":")
+    ax.set_xlim(left=0)
+    ax.set_xlabel("time of an image, % of the plain network's")
+    ax.set_ylabel("accuracy, points above the plain network's")
+    ax.grid(alpha=0.25, color=INK)
+    below(ax, {**dict(TIMED.values()), "published, trunk only": WRONG})
+    return {f"{document['target']}_time": ax}
 
 
 def below(ax, entries, more=()):

@@ -31,11 +31,12 @@ def made_with(document):
     data = "; ".join(dict.fromkeys(row["data"] for row in rows))
     seeds = ", ".join(map(str, document["seeds"]))
     versions = ", ".join(f"{name} {number}" for name, number in made["versions"].items())
-    figure = f"{document['target'].replace('-', '_')}.png"
-    picture = (
-        f"\n![{document['target']}](../benchmarks/results/reproduce/{figure})\n"
-        if (RESULTS / figure).exists()
-        else ""
+    target = document["target"]
+    figures = {target: "", f"{target} by time": "_time"}
+    picture = "".join(
+        f"\n![{name}](../benchmarks/results/reproduce/{figure})\n"
+        for name, suffix in figures.items()
+        if (RESULTS / (figure := f"{target.replace('-', '_')}{suffix}.png")).exists()
     )
     seeds = (
         f"Seed {seeds}"
