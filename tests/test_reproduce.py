@@ -19,6 +19,7 @@ from benchmarks.reproduction import (  # noqa: E402
     estimate,
     figures,
     interior,
+    losses,
     measurement,
     networks,
     output,
@@ -298,6 +299,34 @@ def test_every_target_is_there_and_has_a_page():
     assert set(pages.RENDERED) == set(TARGETS)
     text = (ROOT / "docs" / "results.md").read_text("utf-8")
     assert all(f"<!-- results: {region} -->" in text for region in pages.regions())
+
+
+def gates_at(kind, seed, costs, accuracies):
+    return [
+        {
+            "gates": kind,
+            "seed": seed,
+            "accuracy": accuracy,
+            "macs": {"everything": 200 * cost, "plain": 200},
+        }
+        for cost, accuracy in zip(costs, accuracies, strict=True)
+    ]
+
+
+def test_losses_are_compared_at_equal_cost():
+    curves = gates_at("hinge", 0, [0.2, 0.6, 1.0], [0.2, 0.6, 1.0])
+    curves += gates_at("crossentropy", 0, [1.2, 0.4], [1.0, 0.5])  # in any order
+    found = losses.compared(curves)
+    np.testing.assert_allclose(found["costs"][[0, -1]], [0.4, 1.0])
+    line = 0.5 + (found["costs"] - 0.4) * 0.5 / 0.8
+    np.testing.assert_allclose(found["points"][0], 100 * (found["costs"] - line))
+    told = losses.sentence(curves)
+    assert "from 40 to 100 %" in told and "-10.0 to +12.5 points beside" in told
+    assert told.endswith("That is not seen here.")
+    better = gates_at("hinge", 0, [0.4, 1.0], [0.9, 0.98])
+    told = losses.sentence(better + curves[3:])
+    assert "are 10.5 to 40.0 points above" in told and "larger the fewer" in told
+    assert told.endswith("That is seen here.")
 
 
 def test_accuracy_is_drawn_against_time_where_it_was_taken():

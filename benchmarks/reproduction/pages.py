@@ -4,7 +4,7 @@
 import json
 from pathlib import Path
 
-from benchmarks.reproduction import interior
+from benchmarks.reproduction import interior, losses
 from benchmarks.reproduction.output import hours
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "reproduce"
@@ -248,7 +248,7 @@ def places(document):
 def drops(document):
     """Gates, or linear exits, on a frozen network."""
     header = ("", "last exit, %", "with exits, %", "leave at each exit, %", "MACs saved, %")
-    rows = []
+    rows = [published_gates(figures) for figures in document.get("published", ())]
     for (network, kind, drop), found in grouped(
         [{"gates": "", **row} for row in document["rows"]],
         "network",
@@ -256,16 +256,37 @@ def drops(document):
         "allowed_drop",
     ).items():
         shares = zip(*(row["shares"] for row in found), strict=True)
+        name = f"`{network}`{' ' * bool(kind)}{kind}, {100 * drop:g} points allowed"
+        if found[0]["stands_in_for"] and kind:
+            name += f" (stands in for `{found[0]['stands_in_for']}`)"
         rows.append(
             (
-                f"`{network}` {kind}, {100 * drop:g} points allowed on validation images",
+                name,
                 percents(found, lambda row: row["exit_accuracies"][-1]),
                 percents(found, lambda row: row["accuracy"]),
                 ", ".join(f"{100 * sum(share) / len(share):.1f}" for share in shares),
                 over([100 - 100 / row["macs"]["gain_everything"] for row in found]),
             )
         )
-    return markdown(header, rows)
+    curves = document.get("curves")
+    return markdown(header, rows) + (f"\n{losses.sentence(curves)}\n" if curves else "")
+
+
+def published_gates(figures):
+    dropped = figures["accuracy_drop"]
+    saved = (
+        f"{100 * figures['share_saved']:.0f} of FLOPs"
+        if "share_saved" in figures
+        else f"{figures['flops_saved'] / 1e6:.0f} MFLOPs"
+    )
+    at = ", ".join(f"{threshold:g}" for threshold in figures.get("thresholds", ()))
+    return (
+        f"published: d-gates, hinge{f', thresholds {at}' if at else ''}",
+        "",
+        f"{100 * dropped:.1f} points less" if dropped else "unchanged",
+        "",
+        saved,
+    )
 
 
 def depth(document):
