@@ -89,6 +89,16 @@ def test_other_settings_begin_anew_and_say_so(tmp_path, split, capsys):
     )
 
 
+def test_a_loss_of_its_own_does_not_begin_anew(tmp_path, split, capsys):
+    for _ in range(2):  # another object, as in another process
+        loss = {"last": keras.losses.SparseCategoricalCrossentropy()}
+        train(training.Trainer(tmp_path), split, epochs=1, loss=loss)
+    assert "trained anew" not in capsys.readouterr().out
+    other = {"last": keras.losses.SparseCategoricalCrossentropy(ignore_class=1)}
+    train(training.Trainer(tmp_path), split, epochs=1, loss=other)
+    assert "trained anew" in capsys.readouterr().out
+
+
 def test_what_is_trained_in_bfloat16_is_kept_in_float32(tmp_path, split):
     plan = Schedule("quick", 1, 1, 32, dtype="mixed_bfloat16")
     model = train(training.Trainer(tmp_path), split, schedule=plan, epochs=1)
@@ -158,6 +168,9 @@ def test_answers_are_those_of_staged_inference(rng):
     assert found["accuracy"] == (early.labels == labels).mean()
     assert found["shares"] == [(early.exits == k).mean() for k in range(2)]
     assert found["thresholds"] == [limit] and 0 < found["shares"][0] < 1
+    for rule in ({"max_accuracy_drop": 0.02}, {"exit_shares": [0.3]}):
+        report = model.calibrate(images, labels, **rule, verbose=0)
+        assert answers.thresholds_for(**rule) == report.thresholds
     every = list(model.predict(images, verbose=0).values())
     assert answers.accuracies() == [(p.argmax(-1) == labels).mean() for p in every]
 

@@ -4,6 +4,7 @@
 import numpy as np
 
 from keras_branchy import cost
+from keras_branchy.calibration import calibrate
 from keras_branchy.export.decisions import score_all
 from keras_branchy.outcome import expected_cost, outcome
 from keras_branchy.scoring import all_logits
@@ -39,8 +40,20 @@ class Answers:
         }
 
     def chosen_on(self, valid, **target):
-        """The same at thresholds that meet a target on the validation images."""
-        return self.at(thresholds_for(self.model, valid, **target))
+        """The same at thresholds that meet a target on the validation images' answers."""
+        return self.at(valid.thresholds_for(**target))
+
+    def thresholds_for(self, **target):
+        """What `BranchyModel.calibrate` chooses, without asking the network again."""
+        report = calibrate(
+            self.scores,
+            self.correct,
+            [stage.macs_to_leave for stage in self.stages],
+            self.model.criteria,
+            self.model.num_classes,
+            **target,
+        )
+        return report.thresholds
 
     def accuracies(self):
         """Of every exit on all images."""

@@ -57,7 +57,7 @@ class Trainer:
             "epochs": epochs,
             "seed": seed,
             "schedule": schedule.to_json(),
-            "compile": {key: repr(value) for key, value in compile_as.items()},
+            "compile": {key: described(value) for key, value in compile_as.items()},
         }
         self._check(folder, settings)
         if not (folder / "model.keras").exists():
@@ -109,6 +109,15 @@ class Trainer:
             callbacks=watched,
             verbose=0,
         )
+
+
+def described(value):
+    """Text that says the same in every process, where `repr` may hold an address."""
+    if isinstance(value, dict):
+        return {key: described(one) for key, one in value.items()}
+    if hasattr(value, "get_config"):
+        return f"{type(value).__name__} {value.get_config()}"
+    return repr(value)
 
 
 class Moved(keras.utils.PyDataset):

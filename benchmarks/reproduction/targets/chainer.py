@@ -66,15 +66,15 @@ def layers(run):
                 ),
             )
             answers = measurement.Answers(model, split.test)
-            chosen = answers.chosen_on(split.valid, max_accuracy_drop=0.0)
-            valid = measurement.Answers(model, split.valid).at(chosen["thresholds"])
+            valid = measurement.Answers(model, split.valid)
+            chosen = answers.chosen_on(valid, max_accuracy_drop=0.0)
             rows.append(
                 {
                     **run.common(recipe, seed),
                     "schedule": plan.describe(),
                     "branch1_convs": convs,
                     "exit_accuracies": answers.accuracies(),
-                    "valid_accuracy": valid["accuracy"],
+                    "valid_accuracy": valid.at(chosen["thresholds"])["accuracy"],
                     **chosen,
                 }
             )

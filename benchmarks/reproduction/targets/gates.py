@@ -52,18 +52,23 @@ def gated(run, recipe, published):
     for seed in run.seeds:
         for kind in ("hinge", "crossentropy"):
             model = with_gates(run, recipe, kind, seed)
-            answers = measurement.Answers(model, split.test)
+            valid, answers = answers_of(model, split)
             common = {**run.common(recipe, seed), "gates": kind}
             accuracies = {"exit_accuracies": answers.accuracies()}
             for drop in DROPS:
-                found = answers.chosen_on(split.valid, max_accuracy_drop=drop)
+                found = answers.chosen_on(valid, max_accuracy_drop=drop)
                 rows.append({**common, "allowed_drop": drop, **accuracies, **found})
             curves += [
                 {**common, "allowed_cost": float(share), **found}
                 for share in COSTS
-                if (found := within(answers, split.valid, share))
+                if (found := within(answers, valid, share))
             ]
     return {"published": published, "rows": rows, "curves": curves}
+
+
+def answers_of(model, split):
+    """To the validation images, and to the test images."""
+    return [measurement.Answers(model, part) for part in (split.valid, split.test)]
 
 
 def within(answers, valid, share):
@@ -127,11 +132,11 @@ def conditional_deep_learning(run):
                 loss={name: LOSS},
                 metrics={name: ["accuracy"]},
             )
-        answers = measurement.Answers(model, split.test)
+        valid, answers = answers_of(model, split)
         common = {**run.common(B_LENET, seed), "network": "cdl_lenet"}
         common["schedule"] += f"; then each exit alone, {plan.describe()}"
         for drop in DROPS:
-            found = answers.chosen_on(split.valid, max_accuracy_drop=drop)
+            found = answers.chosen_on(valid, max_accuracy_drop=drop)
             rows.append(
                 {
                     **common,

@@ -24,13 +24,14 @@ def training_modes(run):
     for seed in run.seeds:
         for way, model in trained(run, seed):
             answers = measurement.Answers(model, split.test)
+            valid = measurement.Answers(model, split.valid)
             rows.append(
                 {
                     **run.common(RECIPE, seed),
                     "schedule": schedule("ways", run.which).describe(),
                     "way": way,
                     "exit_accuracies": answers.accuracies(),
-                    **answers.chosen_on(split.valid, max_accuracy_drop=0.0),
+                    **answers.chosen_on(valid, max_accuracy_drop=0.0),
                 }
             )
     gradients = [row for seed in run.seeds for row in gradient_norms(run, seed)]
