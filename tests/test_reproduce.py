@@ -314,6 +314,22 @@ def test_every_target_is_there_and_has_a_page():
     assert all(f"<!-- results: {region} -->" in text for region in pages.regions())
 
 
+def test_the_best_place_is_told_with_its_noise():
+    def rows(**gains):
+        return [
+            {"place": place, "seed": seed, "gain_everything": gain}
+            for place, found in gains.items()
+            for seed, gain in enumerate(found)
+        ]
+
+    told = pages.best_place(rows(a=[1.2, 1.3, 1.25], b=[2.0, 2.1, 2.05], c=[1.0] * 3))
+    assert "most at `b`, 2.05 ± 0.05 times" in told and "next most at `a`" in told
+    assert told.endswith("the difference, 0.80, exceeds the noise over seeds.")
+    told = pages.best_place(rows(a=[1.0, 2.0, 1.0], b=[1.5, 1.0, 1.4]))
+    assert "most at `a`" in told and "0.03, does not exceed the noise" in told
+    assert "one training cannot say" in pages.best_place(rows(a=[1.5], b=[1.4]))
+
+
 def gates_at(kind, seed, costs, accuracies):
     return [
         {

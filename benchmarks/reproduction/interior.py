@@ -29,12 +29,17 @@ def interior(places, valid, test):
     inside = 1 + int(means[1:-1].argmax())
     end = 0 if means[0] >= means[-1] else len(places) - 1
     gains = 100 * (test[:, inside] - test[:, end])
-    found = {"inside": places[inside], "end": places[end], "gain": float(gains.mean())}
+    return {"inside": places[inside], "end": places[end], **against_noise(gains)}
+
+
+def against_noise(gains):
+    """`gain`, the mean of a gain for each seed, and what `interior` tells beside it."""
+    gain = float(np.mean(gains))
     if len(gains) == 1:
-        return {**found, "standard_error": None, "exceeds_noise": None}
-    error = float(gains.std(ddof=1) / np.sqrt(len(gains)))
+        return {"gain": gain, "standard_error": None, "exceeds_noise": None}
+    error = float(np.std(gains, ddof=1) / np.sqrt(len(gains)))
     needed = STUDENT[min(len(gains) - 1, len(STUDENT)) - 1] * error
-    return {**found, "standard_error": error, "exceeds_noise": found["gain"] > needed}
+    return {"gain": gain, "standard_error": error, "exceeds_noise": gain > needed}
 
 
 def of_rows(rows, place):
