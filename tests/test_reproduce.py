@@ -233,25 +233,35 @@ def test_an_inside_maximum_is_told_in_points_over_the_better_end():
     assert "cannot say" in interior.sentence(alone, "Here", str)
 
 
-def test_both_countings_are_those_of_the_published_table():
-    # MACs at the published shares, by hand in the reference table: 6.66 and 4.09.
-    stages = cost.stage_costs(published_networks.b_lenet())
-    found = measurement.macs(stages, [0.943, 0.057])
-    assert round(found["gain_trunk_only"], 2) == 6.66
-    assert round(found["gain_everything"], 2) == 4.09
-    assert found["plain"] == 1_140_070
+@pytest.mark.parametrize(
+    ("name", "build", "millions"),
+    [
+        ("lenet", published_networks.b_lenet, "1.14"),
+        ("alexnet", published_networks.b_alexnet, "28.25"),
+        ("resnet", lambda: published_networks.b_resnet(depth=110), "232.4"),
+    ],
+)
+def test_both_countings_are_those_of_the_published_table(name, build, millions):
+    figures = BRANCHYNET[name]
+    last = 1 - sum(figures.shares[:-1])
+    found = measurement.macs(cost.stage_costs(build()), [*figures.shares[:-1], last])
+    gains = found["gain_trunk_only"], found["gain_everything"]
+    assert tuple(round(gain, 2) for gain in gains) == figures.macs
+    assert f"{found['plain'] / 1e6:.4g}" == millions
 
 
 def test_trunk_time_is_weighted_by_who_needs_each_segment(monkeypatch):
     from benchmarks.reproduction import timing
 
-    clock = iter(np.cumsum([0.0, 1.0, 0.0, 2.0, 0.0, 4.0] * 5))
+    clock = iter(np.cumsum([0.0, 1.0, 0.0, 2.0, 0.0, 4.0, 0.0, 6.0] * 5))
     monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(timing, "trunk_segments", lambda model, image: [lambda: None] * 3)
-    found = timing.trunk_only(None, np.zeros((1, 2)), [0.5, 0.25, 0.25], rounds=5)
+    monkeypatch.setattr(timing, "in_one_call", lambda plain, image: lambda: None)
+    found = timing.trunk_only(None, None, np.zeros((1, 2)), [0.5, 0.25, 0.25], rounds=5)
     assert found["segments_ms"] == [1000, 2000, 4000]
-    assert found["plain_ms"] == 7000
+    assert found["plain_ms"] == 6000  # in one call, less than its segments apart
     assert found["branchy_ms"] == 1000 + 0.5 * 2000 + 0.25 * 4000
+    assert found["gain"] == 6000 / 3000
 
 
 # ---- Data and files -------------------------------------------------------------------
@@ -351,11 +361,30 @@ def test_losses_are_compared_at_equal_cost():
     np.testing.assert_allclose(found["points"][0], 100 * (found["costs"] - line))
     told = losses.sentence(curves)
     assert "from 40 to 100 %" in told and "-10.0 to +12.5 points beside" in told
-    assert told.endswith("That is not seen here.")
+    assert "That is not seen here. One or two trunks (1) are little evidence." in told
     better = gates_at("hinge", 0, [0.4, 1.0], [0.9, 0.98])
     told = losses.sentence(better + curves[3:])
     assert "are 10.5 to 40.0 points above" in told and "larger the fewer" in told
-    assert told.endswith("That is seen here.")
+    assert "That is seen here." in told
+    worse = gates_at("hinge", 0, [0.4, 1.0], [0.51, 0.98])  # above, the less the fewer
+    assert "That is not seen here." in losses.sentence(worse + curves[3:])
+
+
+def test_what_gates_save_within_two_points():
+    def point(kind, seed, accuracy, gain):
+        return {"gates": kind, "seed": seed, "accuracy": accuracy} | {
+            "macs": {"gain_everything": gain}
+        }
+
+    rows = [
+        {**point(kind, seed, 0.9, 1.0), "exit_accuracies": [0.5, 0.9]}
+        for kind in ("hinge", "crossentropy")
+        for seed in (0, 1)
+    ]
+    curves = [point("hinge", 0, 0.885, 2.0), point("hinge", 0, 0.87, 4.0)]
+    curves += [point("hinge", 1, 0.89, 1.25), point("crossentropy", 0, 0.7, 8.0)]
+    found = losses.saved({"rows": rows, "curves": curves})
+    assert found == pytest.approx({"hinge": (0.5 + 0.2) / 2, "crossentropy": 0.0})
 
 
 def test_accuracy_is_drawn_against_time_where_it_was_taken():

@@ -60,8 +60,14 @@ def table(document):
         ax.set_ylabel("accuracy on the test images, %")
         ax.set_xlim(left=0)
         ax.grid(alpha=0.25, color=INK)
-    published(right, document)
+    for ax, counting in ((left, 1), (right, 0)):
+        published(ax, document, counting)
     narrowed([left, right], plain + [100 * row["accuracy"] for row in chosen])
+    if rows[0]["stands_in_for"]:
+        for ax in (left, right):
+            ax.set_title(
+                f"stands in for {rows[0]['stands_in_for']}", loc="right", fontsize=8
+            )
     below(
         left,
         {
@@ -123,10 +129,10 @@ def below(ax, entries, more=()):
     )
 
 
-def published(ax, document):
-    """The published gain and accuracies; their gain is of trunk time."""
+def published(ax, document, counting):
+    """The published accuracies, at the MACs of the published network and shares."""
     for figures in document["published"]:
-        x = 100 / figures["gain"]
+        x = 100 / figures["macs"][counting]
         ax.plot(
             [x, 100], [100 * figures["accuracy"], 100 * figures["plain"]], "x", color=WRONG
         )
@@ -304,7 +310,11 @@ def rows_at(rows, place):
 def gates(document):
     """Accuracy against FLOPs by the loss that the gates were trained with."""
     network = document["rows"][0]["network"]
-    ax = canvas(None, (6.4, 4.0), f"{network}: gates on a frozen network")
+    stands_in_for = document["rows"][0]["stands_in_for"]
+    title = f"{network}: gates on a frozen network"
+    if stands_in_for:
+        title = f"{network}, which stands in for {stands_in_for}"
+    ax = canvas(None, (6.4, 4.0), title)
     for kind, colour in (("hinge", EARLY), ("crossentropy", CHOSEN)):
         for seed in document["seeds"]:
             points = [
@@ -329,7 +339,7 @@ def gates(document):
 
 def depth(document):
     """Accuracy of each exit with and without stochastic depth."""
-    ax = canvas(None, (6.0, 3.8), "Stochastic depth")
+    ax = canvas(None, (6.0, 3.8), f"{document['rows'][0]['network']}: stochastic depth")
     kinds = {"all blocks kept": None, "survival falls to 0.5": 0.5}
     for (label, survival), colour in zip(kinds.items(), (INK, EARLY), strict=True):
         rows = [r for r in document["rows"] if r["survival_of_the_last_block"] == survival]

@@ -30,6 +30,8 @@ def made_with(document):
     """Schedule, data, machine and command, and the figure where there is one."""
     made, rows = document["made_with"], document["rows"]
     schedules = "; ".join(dict.fromkeys(row["schedule"] for row in rows))
+    if "heads" in rows[0]:
+        schedules += f"; heads {rows[0]['heads']}"
     data = "; ".join(dict.fromkeys(row["data"] for row in rows))
     seeds = ", ".join(map(str, document["seeds"]))
     versions = ", ".join(f"{name} {number}" for name, number in made["versions"].items())
@@ -89,8 +91,7 @@ def published_line(figures):
         f"{100 * figures['plain']:.2f}",
         f"{100 * figures['accuracy']:.2f}",
         ", ".join(f"{100 * share:.1f}" for share in figures["shares"]),
-        "",
-        "",
+        *(f"{gain:.2f}" if gain else "" for gain in figures.get("macs") or ("", "")),
         f"{figures['gain']:.2f}",
         "",
         "",
@@ -99,9 +100,7 @@ def published_line(figures):
 
 def line(rows):
     """One way to choose thresholds, over the seeds."""
-    name = f"`{rows[0]['network']}`, {rows[0]['chosen']}"
-    if rows[0]["stands_in_for"]:
-        name += f" (stands in for `{rows[0]['stands_in_for']}`)"
+    name = named(rows[0], f", {rows[0]['chosen']}")
     shares = zip(*(row["shares"] for row in rows), strict=True)
     return (
         name,
@@ -112,6 +111,14 @@ def line(rows):
         over([row["macs"]["gain_everything"] for row in rows]),
         *(timed(rows, size) for size in ("batch_1_trunk_only", "batch_1", "batch_512")),
     )
+
+
+def named(row, more=""):
+    """The network, what comes after its name, and what it stands in for."""
+    name = f"`{row['network']}`{more}"
+    if row["stands_in_for"]:
+        name += f" (stands in for `{row['stands_in_for']}`)"
+    return name
 
 
 def timed(rows, size):
@@ -189,12 +196,20 @@ def branch1(document):
 
 
 def ways(document):
-    header = ("way", "exit 1, %", "last exit, %", "leaving early, %", "MACs, everything")
+    header = (
+        "way",
+        "exit 1, %",
+        "last exit, %",
+        "leave at exit 1, %",
+        "with exits, %",
+        "MACs, everything",
+    )
     rows = [
         (
             way,
             percents(found, lambda row: row["exit_accuracies"][0]),
             percents(found, lambda row: row["exit_accuracies"][-1]),
+            percents(found, lambda row: row["shares"][0]),
             percents(found, lambda row: row["accuracy"]),
             over([row["macs"]["gain_everything"] for row in found]),
         )
@@ -280,9 +295,10 @@ def drops(document):
         "allowed_drop",
     ).items():
         shares = zip(*(row["shares"] for row in found), strict=True)
-        name = f"`{network}`{' ' * bool(kind)}{kind}, {100 * drop:g} points allowed"
-        if found[0]["stands_in_for"] and kind:
-            name += f" (stands in for `{found[0]['stands_in_for']}`)"
+        name = named(
+            {**found[0], "network": network},
+            f"{' ' * bool(kind)}{kind}, {100 * drop:g} points allowed",
+        )
         rows.append(
             (
                 name,
@@ -293,13 +309,22 @@ def drops(document):
             )
         )
     curves = document.get("curves")
-    return markdown(header, rows) + (f"\n{losses.sentence(curves)}\n" if curves else "")
+    if not curves:
+        return markdown(header, rows)
+    most = ", ".join(
+        f"{kind} {100 * share:.0f} %" for kind, share in losses.saved(document).items()
+    )
+    return (
+        f"{markdown(header, rows)}\nMost MACs saved within 2 points of the last exit on the "
+        f"test images, at thresholds chosen for a cost on validation images: {most}. "
+        f"{losses.sentence(curves)}\n"
+    )
 
 
 def published_gates(figures):
     dropped = figures["accuracy_drop"]
     saved = (
-        f"{100 * figures['share_saved']:.0f} of FLOPs"
+        f"{100 * figures['share_saved']:.0f} % of FLOPs"
         if "share_saved" in figures
         else f"{figures['flops_saved'] / 1e6:.0f} MFLOPs"
     )
@@ -314,7 +339,7 @@ def published_gates(figures):
 
 
 def depth(document):
-    header = ("survival of the last block", "plain, %", "exits, %")
+    header = ("", "survival of the last block", "plain, %", "exits, %")
     rows = []
     for (survival,), found in grouped(
         document["rows"], "survival_of_the_last_block"
@@ -322,6 +347,7 @@ def depth(document):
         exits = zip(*(row["exit_accuracies"] for row in found), strict=True)
         rows.append(
             (
+                named(found[0]),
                 "all are kept" if survival is None else survival,
                 percents(found, lambda row: row["plain_accuracy"]),
                 ", ".join(over([100 * value for value in one]) for one in exits),

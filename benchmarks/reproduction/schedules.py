@@ -9,8 +9,8 @@ class Schedule:
     """Epochs of the trunk alone, and then of the branchy and of the plain network alike.
 
     Attributes:
-        name: `"full"` is the published one, `"default"` takes at most 45 minutes a target
-            on two cores, `"quick"` shows that the code runs.
+        name: `"full"` is the published one where it is known, `"default"` takes at most 45
+            minutes a seed of a target on two cores, `"quick"` shows that the code runs.
         trunk: Epochs of the trunk, before there are branches.
         joint: Epochs of all exits together; the plain network gets as many.
         batch_size: Images a step.
@@ -52,9 +52,9 @@ FULL = {
     "dgate": Schedule("full", 100, 20, 128, cosine=True, dtype="mixed_bfloat16"),
     "ways": Schedule("full", 50, 100, 512),
     "heads": Schedule("full", 50, 100, 512),
-    "chainer": Schedule("full", 50, 100, 512),
-    "chainer-resnet": Schedule("full", 50, 100, 512),
-    "layers": Schedule("full", 50, 100, 512),
+    "chainer": Schedule("full", 100, 100, 512),
+    "chainer-resnet": Schedule("full", 100, 100, 128),
+    "layers": Schedule("full", 100, 100, 512),
 }
 # Smaller batches and bfloat16 so that two cores get further in the time.
 _SHORT = {"cosine": True, "dtype": "mixed_bfloat16"}
