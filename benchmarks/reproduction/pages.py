@@ -315,8 +315,9 @@ def drops(document):
         f"{kind} {100 * share:.0f} %" for kind, share in losses.saved(document).items()
     )
     return (
-        f"{markdown(header, rows)}\nMost MACs saved within 2 points of the last exit on the "
-        f"test images, at thresholds chosen for a cost on validation images: {most}. "
+        f"{markdown(header, rows)}\nMost MACs saved within 2 points of the last exit on "
+        "the test images, at thresholds chosen for a cost on validation images: "
+        f"{most}. "
         f"{losses.sentence(curves)}\n"
     )
 
