@@ -141,15 +141,9 @@ class Walk:
         self.exits = np.full(capacity, _UNANSWERED, np.int64)
         self.scores = np.empty(capacity, np.float32)
         if self.rules.patience is not None:
-            self.previous = np.empty(capacity, np.int64)
-            self.agreed = np.empty(capacity, np.int64)
-            self._start(0)
-
-    def _start(self, row: int) -> None:
-        """From this row on nobody has met an exit yet."""
-        if self.rules.patience is not None:
-            self.previous[row:] = -1
-            self.agreed[row:] = 0
+            # Nobody has met an exit yet.
+            self.previous = np.full(capacity, -1, np.int64)
+            self.agreed = np.zeros(capacity, np.int64)
 
     def _arrays(self) -> list[tuple[str, np.ndarray]]:
         names = (*ANSWERS, "previous", "agreed")
