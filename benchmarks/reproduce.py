@@ -17,6 +17,7 @@ how long the trainings of a seed would take on this machine.
 
 import argparse
 import json
+import logging
 import os
 import sys
 import time
@@ -37,6 +38,8 @@ REHEARSED = 200  # images that are judged where only trainings are timed
 def main():
     args = parse_args()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # Many small functions are traced once each, of which TensorFlow warns.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     (estimate if args.estimate else reproduce)(args)
 
 
@@ -76,16 +79,12 @@ def finish(args, found):
 
 def estimate(args):
     """How long the trainings of one seed take here."""
-    import logging
-
     import evidence
 
     from benchmarks.reproduction.estimate import Estimator
     from benchmarks.reproduction.output import hours
     from benchmarks.reproduction.run import Run
 
-    # Many small functions are traced once each, of which TensorFlow warns.
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     estimator = Estimator()
     run = Run(estimator, args.schedule, args.seeds[:1], timed=False, made_up=args.made_up)
     run.judged = REHEARSED

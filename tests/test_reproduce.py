@@ -17,6 +17,7 @@ sys.path += [str(ROOT), str(ROOT / "examples")]
 from benchmarks.reproduction import (  # noqa: E402
     data,
     estimate,
+    features,
     figures,
     interior,
     losses,
@@ -115,7 +116,8 @@ def test_an_estimate_counts_steps_and_keeps_the_network(split):
     assert (row["training"], row["epochs"], row["steps"]) == ("small", 4, 3)  # of 96 / 40
     epoch = 3 * row["seconds_a_step"] + row["seconds_a_validation"]
     assert row["seconds_a_step"] > 0 < row["seconds_a_validation"]
-    assert row["hours"] == pytest.approx(4 * epoch / 3600, rel=1e-12)
+    seconds = row["seconds_to_prepare"] + 4 * epoch
+    assert row["hours"] == pytest.approx(seconds / 3600, rel=1e-12)
     some = Schedule("full", 1, 4, 40, images=50)
     other = estimate.Estimator()
     train(other, split, schedule=some)
@@ -139,6 +141,32 @@ def test_weights_are_copied_by_name_or_refused():
     other = keras.Model(inputs, keras.layers.Dense(2, name="other")(inputs), name="other")
     with pytest.raises(ValueError, match="small and other have no layer with weights"):
         training.copy_weights(source)(other)
+
+
+@pytest.mark.parametrize("kind", ["hinge", "crossentropy"])
+def test_gates_alone_on_features_are_the_gates_of_the_whole(kind, rng, capsys):
+    build = {"blocks": (1, 1, 1, 1), "width": 4, "gates": kind}
+    whole = published_networks.d_gate_resnet(**build)
+    images = rng.random((12, 32, 32, 3), np.float32)
+    parts = {name: (images, np.arange(12) % 10) for name in ("train", "valid", "test")}
+    split = data.Data("cifar10", "made up", **parts)
+    read = features.Features(features.readings(whole), split, "untrained")
+    assert read.describe() == (
+        f"{split.describe()}, through features_d_gate_resnet14, untrained"
+    )
+    assert (read.count, read.first(5).count) == (12, 5)
+    assert not capsys.readouterr().out, "nothing is computed yet"
+    alone = features.classifiers(whole)
+    for layer in alone.layers:
+        for weights in layer.weights:
+            weights.assign(rng.normal(size=weights.shape))
+    training.copy_weights(alone)(whole)
+    inputs, labels = read.first(5).train
+    assert labels.keys() == {"exit_1", "exit_2"} and list(labels["exit_2"]) == [*range(5)]
+    found, expected = alone.predict(inputs, verbose=0), whole.predict(images[:5], verbose=0)
+    for name in labels:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-5)
+    assert read.first(None) is read
 
 
 def test_every_kind_has_every_schedule():

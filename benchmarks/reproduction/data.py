@@ -31,6 +31,11 @@ class Data:
         sizes = (f"{len(getattr(self, x)[1]):,} {x}" for x in ("train", "valid", "test"))
         return f"{self.name}: {', '.join(sizes)} images; {self.source}"
 
+    @property
+    def count(self):
+        """Of training images."""
+        return len(self.train[1])
+
     def first(self, count):
         """As many of each split, for a rehearsal."""
         if count is None:

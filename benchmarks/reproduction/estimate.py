@@ -39,24 +39,29 @@ class Estimator:
         return self._networks[name]
 
     def _time(self, model, name, data, epochs, schedule, compile_as):
-        images, labels = (part[: schedule.batch_size] for part in data.train)
+        few = data.first(schedule.batch_size)
+        images, labels = few.train
         model.compile(
             keras.optimizers.Adam(schedule.learning_rate),
             **{"loss": LOSS, "metrics": ["accuracy"], **compile_as},
         )
         step = seconds(lambda: model.train_on_batch(images, labels))
         check = seconds(lambda: model.test_on_batch(*data.valid), 1)
-        check *= VALIDATED / len(data.valid[1])
-        count = min(len(data.train[1]), schedule.images or len(data.train[1]))
+        check *= VALIDATED / len(keras.tree.flatten(data.valid)[0])
+        count = min(data.count, schedule.images or data.count)
         steps = -(-count // schedule.batch_size)
-        epoch = steps * step + check
+        # Of images this is nothing; what a network gives for them, it has to compute.
+        ready = seconds(lambda: data.first(schedule.batch_size).train, 1)
+        ready *= count / few.count
+        hours = (ready + epochs * (steps * step + check)) / 3600
         row = {
             "training": name,
             "epochs": epochs,
             "steps": steps,
             "seconds_a_step": step,
             "seconds_a_validation": check,
-            "hours": epochs * epoch / 3600,
+            "seconds_to_prepare": ready,
+            "hours": hours,
         }
         self.rows.append(row)
         print(describe(row), flush=True)

@@ -49,7 +49,8 @@ FULL = {
     "lenet": Schedule("full", 50, 100, 512),
     "alexnet": Schedule("full", 50, 100, 512),
     "resnet": Schedule("full", 100, 100, 128),
-    "dgate": Schedule("full", 100, 20, 128, cosine=True, dtype="mixed_bfloat16"),
+    "dgate": Schedule("full", 100, 0, 128, cosine=True, dtype="mixed_bfloat16"),
+    "gates": Schedule("full", 0, 100, 128, cosine=True),
     "ways": Schedule("full", 50, 100, 512),
     "heads": Schedule("full", 50, 100, 512),
     "chainer": Schedule("full", 100, 100, 512),
@@ -63,8 +64,11 @@ DEFAULT = {
     "lenet": Schedule("default", 6, 20, 128, 2e-3, cosine=True, shift=2),
     "alexnet": Schedule("default", 6, 12, 128, **_SHORT),
     "resnet": Schedule("default", 4, 6, 128, **_SHORT, images=20_000),
-    # The trunk, then gates on it as it is.
-    "dgate": Schedule("default", 10, 3, 128, **_SHORT, images=10_000),
+    # Few epochs of all images: a trunk that knows its images by heart teaches its gates
+    # nothing about others.
+    "dgate": Schedule("default", 4, 0, 128, **_SHORT),
+    # Gates on that trunk as it is.
+    "gates": Schedule("default", 0, 100, 128, cosine=True),
     "ways": Schedule("default", 4, 12, 128, 2e-3, cosine=True, images=10_000),
     # Heads alone, on a trunk that is trained.
     "heads": Schedule("default", 0, 4, 128, 2e-3, cosine=True),

@@ -41,7 +41,7 @@ class Trainer:
         Args:
             name: Of the training, and of its folder.
             build: Makes the network, compiled by nobody; called under the dtype policy.
-            data: A `data.Data`.
+            data: A `data.Data`, or `features.Features`.
             epochs: How many.
             schedule: A `Schedule`: batch size, learning rate, dtype.
             seed: Of weights, order and dropout.
@@ -81,10 +81,11 @@ class Trainer:
         path.write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
 
     def _fit(self, model, name, folder, data, epochs, schedule, compile_as):
-        images, labels = (part[: schedule.images] for part in data.train)
+        some = data.first(schedule.images)
+        images, labels = some.train
         rate = schedule.learning_rate
         if schedule.cosine:
-            steps = epochs * -(-len(labels) // schedule.batch_size)
+            steps = epochs * -(-some.count // schedule.batch_size)
             rate = keras.optimizers.schedules.CosineDecay(rate, steps)
         model.compile(
             keras.optimizers.Adam(rate),

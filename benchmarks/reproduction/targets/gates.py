@@ -4,6 +4,7 @@
 import numpy as np
 
 from benchmarks.reproduction import measurement
+from benchmarks.reproduction.features import Features, classifiers, readings
 from benchmarks.reproduction.networks import B_LENET, Recipe
 from benchmarks.reproduction.schedules import schedule
 from benchmarks.reproduction.training import LOSS, copy_weights, freeze_all_but
@@ -48,12 +49,15 @@ def densenet201(run):
 
 
 def gated(run, recipe, published):
-    split, rows, curves = run.data(recipe.data), [], []
+    split, plan, rows, curves = run.data(recipe.data), schedule("gates", run.which), [], []
     for seed in run.seeds:
+        network = trained(run, recipe, seed)
+        read = what_gates_read(run, recipe, network)
         for kind in ("hinge", "crossentropy"):
-            model = with_gates(run, recipe, kind, seed)
+            model = with_gates(run, recipe, kind, seed, network, read)
             valid, answers = answers_of(model, split)
             common = {**run.common(recipe, seed), "gates": kind}
+            common["schedule"] += f"; then the gates alone, {plan.describe()}"
             accuracies = {"exit_accuracies": answers.accuracies()}
             for drop in DROPS:
                 found = answers.chosen_on(valid, max_accuracy_drop=drop)
@@ -80,34 +84,45 @@ def within(answers, valid, share):
         return None
 
 
-def with_gates(run, recipe, kind, seed):
-    """Linear gates on a frozen, trained network, by either loss."""
-    plan, split = schedule(recipe.kind, run.which), run.data(recipe.data)
-    trained = run.trainer.trained(
+def trained(run, recipe, seed):
+    """The plain network."""
+    plan = schedule(recipe.kind, run.which)
+    return run.trainer.trained(
         f"{recipe.name}-{run.which}-{seed}/plain",
         lambda: recipe.make(backbone_only=True),
-        split,
+        run.data(recipe.data),
         plan.trunk,
         schedule=plan,
         seed=seed,
     )
+
+
+def what_gates_read(run, recipe, network):
+    """Of either kind: it does not depend on their loss."""
+    model = recipe.make()
+    copy_weights(network)(model)
+    how = schedule(recipe.kind, run.which).describe()
+    return Features(readings(model), run.data(recipe.data), how)
+
+
+def with_gates(run, recipe, kind, seed, network, read):
+    """Linear gates by either loss on a network that is trained and stays as it is."""
+    plan = schedule("gates", run.which)
     loss = OneVsRestHinge() if kind == "hinge" else LOSS
-
-    def start(model):
-        copy_weights(trained)(model)
-        freeze_all_but(model, model.exit_names[:-1])
-
-    return run.trainer.trained(
+    alone = run.trainer.trained(
         f"{recipe.name}-{run.which}-{seed}/{kind}",
-        lambda: recipe.make(gates=kind),
-        split,
+        lambda: classifiers(recipe.make(gates=kind)),
+        read,
         plan.joint,
         schedule=plan,
         seed=seed,
-        start=start,
         loss={"exit_1": loss, "exit_2": loss},
         metrics={"exit_1": ["accuracy"], "exit_2": ["accuracy"]},
     )
+    model = recipe.make(gates=kind)
+    copy_weights(network)(model)
+    copy_weights(alone)(model)
+    return model
 
 
 def conditional_deep_learning(run):
