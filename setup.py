@@ -70,7 +70,7 @@ def native_builder() -> Any:
 
 
 class BuildWithNative(build_py):
-    """Adds the op's sources, and the op where it can be compiled."""
+    """Adds the native parts' sources, and themselves where they can be compiled."""
 
     def run(self) -> None:
         super().run()
@@ -82,25 +82,28 @@ class BuildWithNative(build_py):
             for source in (ROOT / "custom_ops").glob(pattern):
                 shutil.copy(source, target)
         builder = native_builder()
-        try:
-            print("built", builder.build(target))
-        except builder.BuildError as error:
-            print(
-                f"The native exit gate was not built, and plain TensorFlow will run "
-                f"in its place. {error}",
-                file=sys.stderr,
-            )
+        for name, build, instead in (
+            ("exit gate", builder.build, "plain TensorFlow"),
+            ("step", builder.build_step, "NumPy"),
+        ):
+            try:
+                print("built", build(target))
+            except builder.BuildError as error:
+                print(
+                    f"The native {name} was not built, and {instead} will run in its "
+                    f"place. {error}",
+                    file=sys.stderr,
+                )
         for left in (*target.glob("*.error"), *target.glob(".lock")):
             left.unlink()
 
 
 class MaybeNative(Distribution):
-    """A wheel with the op in it is for one platform."""
+    """A wheel with compiled parts in it is for one platform."""
 
     def has_ext_modules(self) -> bool:
         builder = native_builder()
         try:
-            builder.find_tensorflow()
             builder.find_compiler()
         except builder.BuildError:
             return False

@@ -42,6 +42,7 @@ from keras_branchy.exit_gate import exit_gate  # noqa: E402
 from keras_branchy.row_gate import row_gate, softmax  # noqa: E402
 from keras_branchy.runner.engines import open_program  # noqa: E402
 from keras_branchy.runner.manifest import Manifest  # noqa: E402
+from keras_branchy.runner.stage_engine import Sizes  # noqa: E402
 from keras_branchy.thresholds import gate_thresholds  # noqa: E402
 
 FEWEST = 5  # rounds, however long they take
@@ -334,7 +335,7 @@ def through(program, name, images, size):
     parts = []
     for start in range(0, len(images), size):
         parts.append(program.run({name: images[start : start + size]}))
-        program.rows(np.arange(0))
+        program.views()
     return np.concatenate(parts)
 
 
@@ -371,6 +372,67 @@ def in_powers(programs, name, rows, count):
             parts.append(programs[size].run({name: rows[start : start + size]}))
             start += size
     return np.concatenate(parts)
+
+
+def opening(seconds):
+    """One file that is resized each time, or one opened for each number met of late."""
+    counts = np.random.default_rng(0).binomial(32, 0.06, 10 * BATCHES)
+    counts = counts[counts > 0].tolist()
+    with Exported(networks.b_lenet()) as manifest:
+        call = manifest.stages[1].call
+        name, shape = call.inputs[0].name, call.inputs[0].shape[1:]
+        rows = made_up(shape, 32)
+        one, several = open_program(manifest, call, "logits"), Sizes(manifest, call)
+
+        def resized():
+            return [one.run({name: rows[:count]}) for count in counts]
+
+        def opened():
+            return [several.fitting(n)[0].run({name: rows[:n]}) for n in counts]
+
+        for a, b in zip(resized(), opened(), strict=True):
+            np.testing.assert_array_equal(a, b)
+        yield {
+            "trial": "a file opened again for other numbers of survivors",
+            "network": "b_lenet",
+            "batch": 32,
+            **turns({"resized": resized, "opened": opened}, seconds),
+            "images": sum(counts),
+        }
+
+
+# ---- Between two stages --------------------------------------------------------------
+def steps(seconds):
+    """The compiled step, against the same in NumPy."""
+    model = networks.b_lenet()
+    images = made_up((28, 28, 1), 512)
+    scores = entropies(model, images)
+    with Exported(model) as manifest:
+        for size, share in product((32, 256), (0.25, 0.95)):
+            batches = [images[i : i + size] for i in range(0, len(images), size)]
+            runs = {
+                way: partial(over, runner_with(switch, manifest, scores, share), batches)
+                for way, switch in (("compiled", "on"), ("NumPy", "off"))
+            }
+            one, other = (run() for run in runs.values())
+            np.testing.assert_array_equal(one, other)
+            yield {
+                "trial": "the step between stages",
+                "network": "b_lenet",
+                "batch": size,
+                "share": share,
+                **turns(runs, seconds),
+                "images": len(images),
+            }
+
+
+def runner_with(switch, manifest, scores, share):
+    runner = StageRunner(manifest.folder, thresholds=[float(np.quantile(scores, share))])
+    first = np.zeros((1, 28, 28, 1), np.float32)
+    # Its first call finds the step, and the others take the same.
+    with mock.patch.dict(os.environ, KERAS_BRANCHY_CUSTOM_OPS=switch):
+        runner.predict(first)
+    return lambda x: runner.predict(x).exits
 
 
 # ---- The gate in NumPy ---------------------------------------------------------------
@@ -470,7 +532,7 @@ class Exported:
 
 TRIALS = (
     *(threads, sharing, calling, pooling),
-    *(chunks, resizing, gates, many_classes),
+    *(chunks, resizing, opening, steps, gates, many_classes),
 )
 
 

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the native exit gate: g++ is required, nvcc is used where there is one.
+"""Builds the native exit gate and the native step: g++, and nvcc where there is one.
 
     python custom_ops/build.py [--directory DIR] [--force] [--sanitize]
 
-`setup.py` runs this at installation and `keras_branchy.native` at the op's first use.
-It does not import TensorFlow, which takes seconds, and may be absent while pip builds.
+The gate is an op of TensorFlow; the step is what staged inference without TensorFlow does
+between two stages, and needs a compiler only. `setup.py` runs this at installation,
+`keras_branchy.native` and `keras_branchy.native_step` at their first use. It does not
+import TensorFlow, which takes seconds, and may be absent while pip builds.
 """
 
 from __future__ import annotations
@@ -21,24 +23,35 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["BuildError", "build", "cache_directory", "find", "library_name", "stamp_of"]
+__all__ = [
+    "BuildError",
+    "build",
+    "build_step",
+    "cache_directory",
+    "find",
+    "find_step",
+    "library_name",
+    "stamp_of",
+    "step_library_name",
+]
 
 SOURCES = Path(__file__).resolve().parent
+SHARED = ("build.py", "lanes.h", "isa.h", "isa.cc")
 COMPILED = (
-    "build.py",
+    *SHARED,
     "exit_gate.h",
-    "lanes.h",
     "exit_gate_op.cc",
     "exit_gate_cpu.cc",
     "exit_gate_cpu_isa.cc",
     "exit_gate_cuda.cu",
 )
+STEP = (*SHARED, "stage_step.h", "stage_step.cc", "stage_step_isa.cc")
 STAMP = b"\nkeras_branchy "  # then JSON, at the very end of the library
 
 COMMON = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
@@ -56,11 +69,12 @@ SANITIZE = [
     "-fno-sanitize=null,vptr,returns-nonnull-attribute,nonnull-attribute",
     "-U__SANITIZE_ADDRESS__",
 ]
+LINK = ["-Wl,--exclude-libs,ALL", "-Wl,-Bsymbolic-functions", "-Wl,-z,defs"]
 GPUS = ["arch=compute_80,code=sm_80", "arch=compute_90,code=[sm_90,compute_90]"]
 
 
 class BuildError(RuntimeError):
-    """The op cannot be built, or a library is not one that was built here."""
+    """A library cannot be built, or is not one that was built here."""
 
 
 class _NvccError(BuildError):
@@ -125,11 +139,20 @@ def find_cuda() -> tuple[str, Path] | None:
 
 # ---- Names and stamps ---------------------------------------------------------------
 def library_name(version: str) -> str:
-    """The file name of the library for a TensorFlow version and these sources."""
+    """The file name of the op's library for a TensorFlow version and these sources."""
+    return f"exit_gate-tf{minor(version)}-{_digest(COMPILED)}.so"
+
+
+def step_library_name() -> str:
+    """The file name of the step's library for these sources."""
+    return f"stage_step-{_digest(STEP)}.so"
+
+
+def _digest(sources: Iterable[str]) -> str:
     digest = hashlib.sha256()
-    for name in COMPILED:
+    for name in sources:
         digest.update((SOURCES / name).read_bytes())
-    return f"exit_gate-tf{minor(version)}-{digest.hexdigest()[:12]}.so"
+    return digest.hexdigest()[:12]
 
 
 def cache_directory() -> Path:
@@ -139,9 +162,18 @@ def cache_directory() -> Path:
 
 
 def find(version: str) -> Path | None:
-    """The library for a TensorFlow version: beside the sources, or in the cache."""
+    """The op's library for a TensorFlow version: beside the sources, or in the cache."""
+    return _find(library_name(version))
+
+
+def find_step() -> Path | None:
+    """The step's library: beside the sources, or in the cache."""
+    return _find(step_library_name())
+
+
+def _find(name: str) -> Path | None:
     for directory in (SOURCES, cache_directory()):
-        if (path := directory / library_name(version)).exists():
+        if (path := directory / name).exists():
             return path
     return None
 
@@ -183,10 +215,39 @@ def build(
         BuildError: If it cannot be built. The cause is kept beside it, so that the
             next process does not try for seconds again; `force` does.
     """
-    directory = Path(directory or cache_directory())
     home, version = find_tensorflow()
     compiler = find_compiler()
-    path = directory / library_name(version)
+    return _built(
+        directory,
+        library_name(version),
+        force,
+        lambda path: _compile(path, home, version, compiler, sanitize),
+    )
+
+
+def build_step(
+    directory: Path | None = None, *, force: bool = False, sanitize: bool = False
+) -> Path:
+    """Builds the step's library unless it is there; 2 s on two cores.
+
+    Arguments, result and errors are those of `build`.
+    """
+    compiler = find_compiler()
+    extra = SANITIZE if sanitize else []
+    return _built(
+        directory,
+        step_library_name(),
+        force,
+        lambda path: _compile_step(path, compiler, extra),
+    )
+
+
+def _built(
+    directory: Path | None, name: str, force: bool, compile_to: Callable[[Path], None]
+) -> Path:
+    """The library of that name in a directory, compiled if need be."""
+    directory = Path(directory or cache_directory())
+    path = directory / name
     failure = path.with_suffix(".error")
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -198,7 +259,7 @@ def build(
             elif failure.exists():
                 raise BuildError(f"{failure.read_text()} (recorded in {failure})")
             try:
-                _compile(path, home, version, compiler, sanitize)
+                compile_to(path)
             except BuildError as error:
                 failure.write_text(str(error))
                 raise
@@ -231,7 +292,20 @@ def _compile(path: Path, home: Path, version: str, compiler: str, sanitize: bool
             _compile_parts(made, home, compiler, None, extra)
         library = made / "library.so"
         _run([*_link_command(made, home, compiler, cuda, library), *extra])
-        _stamp(library, version, problem)
+        _stamp(library, tensorflow=version, cuda_problem=problem)
+        os.replace(library, path)
+
+
+def _compile_step(path: Path, compiler: str, extra: list[str]) -> None:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".build-") as scratch:
+        made = Path(scratch)
+        parts = {"isa": ("isa.cc", KERNEL), "step": ("stage_step.cc", KERNEL)}
+        parts |= _every_isa("stage_step_isa.cc")
+        _together([[*job, *extra] for job in _jobs(made, compiler, parts)])
+        library = made / "library.so"
+        objects = map(str, sorted(made.glob("*.o")))
+        _run([compiler, "-shared", "-o", str(library), *objects, *LINK, "-lm", *extra])
+        _stamp(library)
         os.replace(library, path)
 
 
@@ -259,11 +333,24 @@ def _commands(made: Path, home: Path, compiler: str, *, with_cuda: bool) -> list
     parts = {
         "op": ("exit_gate_op.cc", tensorflow),
         "cpu": ("exit_gate_cpu.cc", KERNEL),
-        "baseline": ("exit_gate_cpu_isa.cc", KERNEL),
+        "isa": ("isa.cc", KERNEL),
+        **_every_isa("exit_gate_cpu_isa.cc"),
     }
+    return _jobs(made, compiler, parts)
+
+
+def _every_isa(source: str) -> dict[str, tuple[str, list[str]]]:
+    """A kernel's builds, by the namespace of each."""
+    parts = {"baseline": (source, KERNEL)}
     if sysconfig.get_platform() == "linux-x86_64":
-        parts["avx2"] = ("exit_gate_cpu_isa.cc", [*KERNEL, *AVX2])
-        parts["avx512"] = ("exit_gate_cpu_isa.cc", [*KERNEL, *AVX512])
+        parts["avx2"] = (source, [*KERNEL, *AVX2])
+        parts["avx512"] = (source, [*KERNEL, *AVX512])
+    return parts
+
+
+def _jobs(
+    made: Path, compiler: str, parts: dict[str, tuple[str, list[str]]]
+) -> list[list[str]]:
     return [
         [
             *[compiler, *COMMON, *flags, f"-DKERAS_BRANCHY_ISA={name}", "-c"],
@@ -296,8 +383,14 @@ def _link_command(
         *map(str, sorted(made.glob("*.o"))),
         *runtime,
         *[f"-L{home}", "-l:libtensorflow_framework.so.2"],
-        *["-Wl,--exclude-libs,ALL", "-Wl,-Bsymbolic-functions", "-Wl,-z,defs"],
+        *LINK,
     ]
+
+
+def _together(commands: list[list[str]]) -> None:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for done in [pool.submit(_run, command) for command in commands]:
+            done.result()
 
 
 def _run(command: list[str], error: type[BuildError] = BuildError) -> None:
@@ -307,12 +400,8 @@ def _run(command: list[str], error: type[BuildError] = BuildError) -> None:
         raise error(f"{' '.join(command)}\nfailed:\n{output[:2000]}")
 
 
-def _stamp(library: Path, version: str, cuda_problem: str | None) -> None:
-    facts = {
-        "sha256": hashlib.sha256(library.read_bytes()).hexdigest(),
-        "tensorflow": version,
-        "cuda_problem": cuda_problem,
-    }
+def _stamp(library: Path, **facts: str | None) -> None:
+    facts = {"sha256": hashlib.sha256(library.read_bytes()).hexdigest(), **facts}
     with open(library, "ab") as file:
         file.write(STAMP + json.dumps(facts).encode())
 
@@ -324,13 +413,16 @@ def main() -> None:
     parser.add_argument("--force", action="store_true", help="build it again")
     parser.add_argument("--sanitize", action="store_true", help="with ASan and UBSan")
     arguments = parser.parse_args()
-    try:
-        path = build(
-            arguments.directory, force=arguments.force, sanitize=arguments.sanitize
-        )
-    except BuildError as error:
-        sys.exit(f"The native exit gate was not built. {error}")
-    print(f"{path}: {stamp_of(path)}")
+    given = {"force": arguments.force, "sanitize": arguments.sanitize}
+    failed = []
+    for name, make in (("step", build_step), ("exit gate", build)):
+        try:
+            path = make(arguments.directory, **given)
+            print(f"{path}: {stamp_of(path)}")
+        except BuildError as error:
+            failed.append(f"The native {name} was not built. {error}")
+    if failed:
+        sys.exit("\n".join(failed))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "isa.h"
+
 namespace keras_branchy {
 
 enum class Criterion { kEntropy, kMaxProbability, kMargin, kDistance };
@@ -48,14 +50,6 @@ inline ExitGate Rows(ExitGate gate, int64_t begin, int64_t end) {
   gate.scores += begin;
   return gate;
 }
-
-// The instruction sets that the CPU kernel is compiled for.
-enum class Isa { kBaseline, kAvx2, kAvx512 };
-constexpr int kIsas = 3;
-
-bool IsaSupported(Isa isa);
-Isa BestIsa();
-const char* IsaName(Isa isa);
 
 // Runs on the calling thread. A row's results do not depend on the rows around it.
 void ExitGateCpu(const ExitGate& gate, Isa isa);

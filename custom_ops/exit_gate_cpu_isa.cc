@@ -342,19 +342,6 @@ void RunStored(const ExitGate& gate) {
   }
 }
 
-// TensorFlow's threads flush denormals to zero, which would make unequal denormal
-// logits ties. Results must not depend on the caller's mode.
-class KeepDenormals {
- public:
-#if defined(__x86_64__)
-  KeepDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ & ~0x8040u); }
-  ~KeepDenormals() { _mm_setcsr(saved_); }
-
- private:
-  unsigned saved_;
-#endif
-};
-
 }  // namespace
 
 namespace KERAS_BRANCHY_ISA {

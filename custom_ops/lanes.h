@@ -340,6 +340,19 @@ inline Vector<Real> Log1p(Vector<Real> x) {
          __builtin_convertvector(k, Vector<Real>) * Real(kLn2);
 }
 
+// TensorFlow's threads flush denormals to zero, which would make unequal denormal
+// logits ties. Results must not depend on the caller's mode.
+class KeepDenormals {
+ public:
+#if defined(__x86_64__)
+  KeepDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ & ~0x8040u); }
+  ~KeepDenormals() { _mm_setcsr(saved_); }
+
+ private:
+  unsigned saved_;
+#endif
+};
+
 // ---- Transposition ------------------------------------------------------------------
 #if defined(__AVX512F__)
 // 16 rows of 16 to columns: four rounds that interleave vector i with vector i + 8.

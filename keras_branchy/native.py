@@ -10,23 +10,20 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib.util
 import logging
-import os
 import sys
 import threading
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from keras_branchy.compiled import SWITCH, build_file, builder, mode
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
 __all__ = ["Status", "exit_gate", "in_xla_context", "load", "mode", "status"]
-
-SWITCH = "KERAS_BRANCHY_CUSTOM_OPS"
 
 _lock = threading.Lock()
 
@@ -76,21 +73,6 @@ class _Attempt:
     instruction_set: str | None = None
     cuda: str | None = None
     error: Exception | None = None
-
-
-def mode() -> str:
-    """The switch `KERAS_BRANCHY_CUSTOM_OPS`: `"auto"`, `"on"` or `"off"`.
-
-    Raises:
-        ValueError: If it is set to something else.
-    """
-    value = os.environ.get(SWITCH, "auto")
-    if value not in ("auto", "on", "off"):
-        raise ValueError(
-            f"{SWITCH} must be 'auto', 'on' or 'off'. Received: {value!r}. Unset it "
-            "to let the library decide."
-        )
-    return value
 
 
 def load() -> Any | None:
@@ -169,7 +151,7 @@ def in_xla_context() -> bool:
 def _advice() -> str:
     error = _attempt_once().error
     return (
-        f"{error} To build it again: {sys.executable} {_build_file()} --force. To do "
+        f"{error} To build it again: {sys.executable} {build_file()} --force. To do "
         f"without it: {SWITCH}=off."
     )
 
@@ -199,17 +181,17 @@ def _attempt() -> _Attempt:
 def _load() -> _Attempt:
     import tensorflow as tf
 
-    builder = _builder()
-    path = builder.find(tf.__version__)
+    made = builder()
+    path = made.find(tf.__version__)
     if path is None:
         logging.getLogger("keras_branchy").warning(
             "Building the native exit gate for TensorFlow %s: half a minute, once.",
             tf.__version__,
         )
-        path = builder.build()
-    stamp = builder.stamp_of(path)
+        path = made.build()
+    stamp = made.stamp_of(path)
     built_for = stamp["tensorflow"]
-    if builder.minor(built_for) != builder.minor(tf.__version__):
+    if made.minor(built_for) != made.minor(tf.__version__):
         raise RuntimeError(
             f"{path} was built for TensorFlow {built_for}. Received: TensorFlow "
             f"{tf.__version__}."
@@ -234,23 +216,3 @@ def _ask(path: Path) -> tuple[str, str | None]:
         text = function()
         answers.append(text.decode() if text else None)
     return answers[0] or "", answers[1]
-
-
-def _build_file() -> Path:
-    """`build.py`: inside an installed package, beside the package in a checkout."""
-    package = Path(__file__).resolve().parent
-    for home in (package, package.parent):
-        if (file := home / "custom_ops" / "build.py").exists():
-            return file
-    raise RuntimeError(f"The op's sources are missing beside {package}.")
-
-
-@functools.cache
-def _builder() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("keras_branchy_build", _build_file())
-    if spec is None or spec.loader is None:
-        raise RuntimeError(f"Cannot import {_build_file()}.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses and pickling look it up there
-    spec.loader.exec_module(module)
-    return module

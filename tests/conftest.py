@@ -52,6 +52,23 @@ def implementation(request, monkeypatch):
     return request.param
 
 
+@pytest.fixture(params=["NumPy", "native"])
+def step(request, monkeypatch):
+    """Each implementation of the step between two stages in turn."""
+    monkeypatch.setenv(SWITCH, {"NumPy": "off", "native": "auto"}[request.param])
+    if request.param == "native":
+        from keras_branchy import native_step
+
+        _need(native_step.problem())
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def native_parts():
+    """Fails or skips where it is given why a compiled part is not there."""
+    return _need
+
+
 @pytest.fixture(scope="module")
 def native_op():
     """`keras_branchy.native`, with the op at hand."""
@@ -64,10 +81,16 @@ def _need_native_op():
     from keras_branchy import native
 
     status = native.status()
-    if not status.native:
-        names = (os.environ.get("CXX"), "g++", "c++")
-        # Where there is a compiler, an op that fails to build or load is a failure.
-        if any(name and shutil.which(name) for name in names):
-            pytest.fail(f"the op was not built or loaded: {status.cause}")
-        pytest.skip(f"no C++ compiler to build the op with: {status.cause}")
+    _need(None if status.native else status.cause)
     return native
+
+
+def _need(problem):
+    """Fails or skips where a compiled part is not there."""
+    if problem is None:
+        return
+    names = (os.environ.get("CXX"), "g++", "c++")
+    # Where there is a compiler, what fails to build or load is a failure.
+    if any(name and shutil.which(name) for name in names):
+        pytest.fail(f"it was not built or loaded: {problem}")
+    pytest.skip(f"no C++ compiler to build it with: {problem}")

@@ -74,7 +74,7 @@ def compile_cpu_check(builder, made, compiler, x86, *flags):
     ]
     commands += [
         [*kernel, OPS / f"{name}.cc", "-o", made / f"{name}.o"]
-        for name in ("exit_gate_cpu", "cpu_check")
+        for name in ("exit_gate_cpu", "isa", "cpu_check")
     ]
     together(commands)
     run(
@@ -101,7 +101,7 @@ def test_no_cuda_symbol_is_left_to_tensorflow(library):
 @needs("nm", "g++")
 def test_wide_instructions_stay_in_their_unit(native, tmp_path):
     # A weak symbol of such a unit could replace that of a unit for every machine.
-    compile_cpu_check(native._builder(), tmp_path, "g++", True, "-O1")
+    compile_cpu_check(native.builder(), tmp_path, "g++", True, "-O1")
     for name in ("avx2", "avx512"):
         symbols = run("nm", "-C", "--defined-only", tmp_path / f"{name}.o").splitlines()
         kinds = {line.split()[1] for line in symbols}
@@ -170,7 +170,7 @@ def test_cuda_check_builds_without_spills(tmp_path):
 @needs("g++")
 def test_every_instruction_set_under_sanitizers(native, tmp_path):
     flags = ("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-    check = compile_cpu_check(native._builder(), tmp_path, "g++", True, *flags)
+    check = compile_cpu_check(native.builder(), tmp_path, "g++", True, *flags)
     printed = run(check)
     assert printed.count(" 0 wrong") == len(printed.splitlines())
 
@@ -178,7 +178,7 @@ def test_every_instruction_set_under_sanitizers(native, tmp_path):
 @pytest.mark.long
 @needs("g++")
 def test_more_than_2_to_the_31_logits(native, tmp_path):
-    check = compile_cpu_check(native._builder(), tmp_path, "g++", True)
+    check = compile_cpu_check(native.builder(), tmp_path, "g++", True)
     printed = run(check, "--huge")
     assert printed.count("more than 2^31 logits: right") == printed.count(" 0 wrong")
 
@@ -187,7 +187,7 @@ def test_more_than_2_to_the_31_logits(native, tmp_path):
 @pytest.mark.timeout(1800)
 @needs(CROSS, "qemu-aarch64")
 def test_neon_by_emulation(native, tmp_path):
-    check = compile_cpu_check(native._builder(), tmp_path, CROSS, False)
+    check = compile_cpu_check(native.builder(), tmp_path, CROSS, False)
     assert "baseline" in (printed := run("qemu-aarch64", check, "--quick"))
     assert " 0 wrong" in printed
 
@@ -196,7 +196,7 @@ def test_neon_by_emulation(native, tmp_path):
 @pytest.mark.timeout(1800)
 @needs("g++")
 def test_the_op_under_sanitizers(native, tmp_path):
-    library = native._builder().build(tmp_path, sanitize=True)
+    library = native.builder().build(tmp_path, sanitize=True)
     preload = [
         run("g++", f"-print-file-name=lib{name}.so").strip() for name in ("asan", "ubsan")
     ]

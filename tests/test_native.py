@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
-from keras_branchy import exit_gate, native
+from keras_branchy import compiled, exit_gate, native
 
 SWITCH = "KERAS_BRANCHY_CUSTOM_OPS"
 
 
 @pytest.fixture
 def builder():
-    return native._builder()
+    return native.builder()
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_off_never_looks(first_use, monkeypatch):
 def test_importing_takes_neither_tensorflow_nor_a_build():
     code = (
         "import sys, keras_branchy.native as native; native.mode();"
-        "assert 'tensorflow' not in sys.modules and not native._builder.cache_info().misses"
+        "assert 'tensorflow' not in sys.modules and not native.builder.cache_info().misses"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -164,7 +164,7 @@ def test_a_gpu_without_a_usable_cuda_kernel(first_use, monkeypatch):
         )
         minor = staticmethod(lambda version: version)
 
-    monkeypatch.setattr(native, "_builder", Builder)
+    monkeypatch.setattr(native, "builder", Builder)
     monkeypatch.setattr(native, "_ask", lambda path: ("AVX2", None))
     monkeypatch.setattr(tf, "load_op_library", lambda path: path)
     monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: ["a GPU"])
@@ -175,16 +175,16 @@ def test_a_gpu_without_a_usable_cuda_kernel(first_use, monkeypatch):
 
 
 def test_the_sources_are_missing(monkeypatch, tmp_path):
-    monkeypatch.setattr(native, "__file__", str(tmp_path / "package" / "native.py"))
-    with pytest.raises(RuntimeError, match="The op's sources are missing beside"):
-        native._build_file()
+    monkeypatch.setattr(compiled, "__file__", str(tmp_path / "package" / "compiled.py"))
+    with pytest.raises(RuntimeError, match="The sources of the native parts are missing"):
+        compiled.build_file()
 
 
 def test_first_use_builds_and_says_so(first_use, monkeypatch, caplog):
     def build():
         raise OSError("no room")
 
-    monkeypatch.setattr(native._builder(), "build", build)
+    monkeypatch.setattr(native.builder(), "build", build)
     with pytest.warns(RuntimeWarning, match="no room"):
         assert native.load() is None
     assert "Building the native exit gate for TensorFlow" in caplog.text
@@ -264,8 +264,19 @@ def test_a_build(fake, builder, tmp_path):
     assert builder.minor(stamp["tensorflow"]) == "2.21"
     assert stamp["cuda_problem"] == "nvcc was not found when the op was built"
     assert builder.build(tmp_path / "made") == path
-    assert len(calls()) == 6  # the op, the dispatcher, three instruction sets, the link
+    # The op, the dispatcher and what it asks, three instruction sets, the link.
+    assert len(calls()) == 7
     assert not any("-march=native" in call for call in calls())
+    assert sorted(x.name for x in path.parent.iterdir()) == [".lock", path.name]
+
+
+def test_a_build_of_the_step(fake, builder, tmp_path):
+    calls = fake("CXX")
+    path = builder.build_step(tmp_path / "made")
+    assert path.name == builder.step_library_name() and builder.stamp_of(path)
+    assert builder.build_step(tmp_path / "made") == path
+    assert len(calls()) == 6
+    assert not any("tensorflow" in call for call in calls())
     assert sorted(x.name for x in path.parent.iterdir()) == [".lock", path.name]
 
 
@@ -288,7 +299,7 @@ def test_two_processes_build_once(fake, builder, tmp_path):
     running = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(3)]
     outputs = {process.communicate()[0] for process in running}
     assert [process.returncode for process in running] == [0, 0, 0]
-    assert len(outputs) == 1 and len(calls()) == 6
+    assert len(outputs) == 1 and len(calls()) == 6 + 7  # the step, the op
 
 
 def cuda_home(tmp_path):
@@ -343,7 +354,8 @@ def test_the_command_line_says_why_not(fake, builder, tmp_path):
     command = [sys.executable, builder.__file__, "--directory", str(tmp_path / "made")]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 1
-    assert run.stderr.startswith("The native exit gate was not built.")
+    assert run.stderr.startswith("The native step was not built.")
+    assert "\nThe native exit gate was not built." in run.stderr
 
 
 # ---- The wheel ----------------------------------------------------------------------
@@ -369,7 +381,15 @@ def test_a_wheel_holds_the_sources_and_the_op(fake, builder, tmp_path, compiler)
     )
     (wheel,) = (tree / "dist").glob("*.whl")
     inside = {Path(name).name for name in zipfile.ZipFile(wheel).namelist()}
-    assert {*builder.COMPILED, "benchmark.py", "cuda_check.cu", "check.h"} <= inside
-    assert (builder.library_name(tf.__version__) in inside) == compiler
-    assert ("exit gate was not built" in run.stderr) != compiler
+    assert {
+        *builder.COMPILED,
+        *builder.STEP,
+        "benchmark.py",
+        "cuda_check.cu",
+        "check.h",
+    } <= inside
+    for name in (builder.library_name(tf.__version__), builder.step_library_name()):
+        assert (name in inside) == compiler
+    for name in ("exit gate", "step"):
+        assert (f"The native {name} was not built" in run.stderr) != compiler
     assert not any(name.endswith((".error", ".lock")) for name in inside)

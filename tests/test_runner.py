@@ -16,8 +16,11 @@ from project import fresh_python
 from keras_branchy import StageRunner
 from keras_branchy.criteria import CRITERIA, gate_scores
 from keras_branchy.row_gate import row_gate
+from keras_branchy.runner import stage_engine
 from keras_branchy.runner.drivers import CascadeDriver, SampleDriver
 from keras_branchy.runner.stage_engine import StageEngine
+
+pytestmark = pytest.mark.usefixtures("step")
 
 FLOATS = st.floats(-60, 60, width=32)
 ODD = st.sampled_from([np.nan, np.inf, -np.inf, 0.0, 1.5])
@@ -101,6 +104,48 @@ def test_threads_change_nothing():
     check(runner, export)
     check(runner, export, rows(export.x, slice(0, 1)), slice(0, 1))
     check(runner, export, rows(export.x, slice(0, 2)), slice(0, 2))
+
+
+@pytest.mark.parametrize("besides", [1, stage_engine.BESIDES])
+def test_any_number_of_samples_is_answered(monkeypatch, besides):
+    monkeypatch.setattr(stage_engine, "BESIDES", besides)
+    export = exported("residual", batch_size=None)
+    runner = StageRunner(export.folder)
+    for count in [*range(1, 12), 3, 1, 60, 2]:
+        check(runner, export, rows(export.x, slice(0, count)), slice(0, count))
+    for stage in runner._driver._stages:
+        file = stage._whole.file_bytes
+        assert len(stage._others) <= max(1, besides // file)
+
+
+def test_a_call_that_failed_leaves_nobody_behind(monkeypatch):
+    export = exported("residual", batch_size=None)
+    runner = StageRunner(export.folder)
+    check(runner, export)
+    run = runner._driver.run
+
+    def break_down(stage, *given):
+        if stage == 1:
+            raise RuntimeError("broke down")
+        return run(stage, *given)
+
+    monkeypatch.setattr(runner._driver, "run", break_down)
+    with pytest.raises(RuntimeError, match="broke down"):
+        runner.predict(export.x)
+    monkeypatch.undo()
+    check(runner, export)
+
+
+def test_answers_stay_as_they_are_when_more_are_asked_for():
+    export = exported("residual", batch_size=None)
+    runner = StageRunner(export.folder)
+    first = runner.predict(export.x)
+    copies = [array.copy() for array in (first.labels, first.exits, first.probabilities)]
+    runner.predict(rows(export.x, slice(30, 60)))
+    for array, copy in zip(
+        (first.labels, first.exits, first.probabilities), copies, strict=True
+    ):
+        np.testing.assert_array_equal(array, copy)
 
 
 def test_one_runner_serves_several_threads():

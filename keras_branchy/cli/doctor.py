@@ -26,7 +26,7 @@ _RUNTIMES = {
 def command(json: Json = False, debug: Debug = False) -> None:
     """Says what is installed, what computes the exit gate, and what else could run.
 
-    The first run compiles the native exit gate where it can, which takes half a minute.
+    The first run compiles the native parts where it can, which takes half a minute.
     """
     with reporting(json, debug) as report:
         with report.doing("Looking"):
@@ -37,7 +37,7 @@ def command(json: Json = False, debug: Debug = False) -> None:
 def _look() -> dict[str, Any]:
     import keras
 
-    from keras_branchy import native
+    from keras_branchy import native, native_step
     from keras_branchy.cli import machine
 
     backend = keras.backend.backend()
@@ -56,6 +56,7 @@ def _look() -> dict[str, Any]:
         "keras_backend": backend,
         "staged_inference": backend == "tensorflow",
         "exit_gate": _plain(native.status()),
+        "step": {"native": native_step.problem() is None, "cause": native_step.problem()},
         "extras": {
             name: {"installed": None not in packages.values(), "packages": packages}
             for name, packages in extras.items()
@@ -105,7 +106,8 @@ def show(found: dict[str, Any]) -> Iterable:
     ]
     yield indented(_pairs(rows or [("unknown", "the package itself is not installed")]))
     yield heading("Runtimes for exported stages")
-    yield indented(_pairs([_runtime(*item) for item in found["runtimes"].items()]))
+    rows = [_runtime(*item) for item in found["runtimes"].items()]
+    yield indented(_pairs([*rows, ("between stages", _step(found["step"]))]))
 
 
 def _pairs(rows: Iterable[tuple[str, str]]) -> Any:
@@ -133,6 +135,10 @@ def _gate(gate: dict[str, Any]) -> list[tuple[str, str]]:
         ("cause", gate["cause"]),
     ]
     return [(name, text) for name, text in rows if text]
+
+
+def _step(step: dict[str, Any]) -> str:
+    return "native step" if step["native"] else f"NumPy: {step['cause']}"
 
 
 def _lacking(extra: dict[str, Any]) -> str:

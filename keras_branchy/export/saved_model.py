@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from keras_branchy.compiled import SWITCH
 from keras_branchy.early_exit import build
 from keras_branchy.export.archive import (
     Endpoint,
@@ -25,7 +26,6 @@ from keras_branchy.export.child import Child
 from keras_branchy.export.contents import Contents
 from keras_branchy.export.data import Data, as_model_inputs
 from keras_branchy.export.request import Request
-from keras_branchy.native import SWITCH
 
 if TYPE_CHECKING:
     from keras_branchy.branchy_model import BranchyModel

@@ -25,6 +25,7 @@ class Program:
     def __init__(self, call: Call, content: bytes, first: str, num_threads: int):
         interpreter = _interpreter(content, call.file, num_threads)
         self.largest_row = _largest_row(interpreter)
+        self.file_bytes = len(content)
         self._names = [tensor.name for tensor in call.inputs]
         self._outputs = [tensor.name for tensor in call.outputs]
         self.first = first
@@ -60,11 +61,10 @@ class Program:
         get_tensor = self._interpreter.get_tensor
         return {name: get_tensor(index) for name, index in self._fetches}
 
-    def rows(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Some rows of the other outputs, copied once."""
-        # A view must be gone when the interpreter runs again, so none is kept.
+    def views(self) -> dict[str, np.ndarray]:
+        """The other outputs where they lie; none may be left when `run` is called."""
         view = self._interpreter.tensor
-        return {name: view(index)()[rows] for name, index in self._fetches}
+        return {name: view(index)() for name, index in self._fetches}
 
     def _resize(self, tensors: Tensors) -> None:
         size = len(tensors[next(iter(self._free))])
@@ -91,8 +91,8 @@ class _SignatureProgram(Program):
     def rest(self) -> dict[str, np.ndarray]:
         return {name: self._made[name] for name in self._outputs if name != self.first}
 
-    def rows(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        return {name: value[rows] for name, value in self.rest().items()}
+    def views(self) -> dict[str, np.ndarray]:
+        return self.rest()
 
 
 def open_program(

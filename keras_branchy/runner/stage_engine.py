@@ -11,15 +11,17 @@ import numpy as np
 from keras_branchy.batch_gate import Gate
 from keras_branchy.runner.engines import Program, open_program
 from keras_branchy.runner.manifest import Call, Manifest
-from keras_branchy.walk import Keep, Rules
+from keras_branchy.walk import Rest, Rules
 
-__all__ = ["StageEngine", "rules_of", "told"]
+__all__ = ["Sizes", "StageEngine", "rules_of", "told"]
 
 # Samples at a time, for each thread. An image takes as long among many as alone, and half
 # as long again once the largest activation no longer fits the cores' own caches; more at a
 # time are fewer calls.
 MOST = 64
 CACHE = 5 << 18  # bytes
+# Bytes of a stage's files that are opened for other numbers of samples.
+BESIDES = 1 << 21
 
 
 class StageEngine:
@@ -34,16 +36,16 @@ class StageEngine:
         fixed = manifest.data["batch_size"]
         self.num_classes: int = manifest.data["num_classes"]
         calls = [stage.call for stage in manifest.stages if stage.call is not None]
-        self._stages = [_Sizes(manifest, call, fixed, threads) for call in calls]
+        self._stages = [Sizes(manifest, call, fixed, threads) for call in calls]
         self.chunks: list[int] = [stage.chunk for stage in self._stages]
         self._gates = rules_of(manifest).gates()
 
     def run(
         self, stage: int, tensors: Mapping[str, Any], count: int
-    ) -> tuple[np.ndarray, Keep]:
-        """Logits of a chunk, and what copies rows of the rest; see `walk.Engine`."""
+    ) -> tuple[np.ndarray, Rest]:
+        """Logits of a chunk, and what gives the rest; see `walk.Engine`."""
         program, size = self._stages[stage].fitting(count)
-        return program.run(_padded(tensors, size, count))[:count], program.rows
+        return program.run(_padded(tensors, size, count))[:count], program.views
 
     def every_exit(self, samples: dict[str, np.ndarray], count: int) -> list[np.ndarray]:
         """Scores [N, B], labels [N, B], probabilities [N, B, C]."""
@@ -56,30 +58,47 @@ class StageEngine:
         for start in range(0, count, chunk):
             stop = min(start + chunk, count)
             tensors = {name: value[start:stop] for name, value in samples.items()}
-            everybody = np.arange(stop - start)
+            size = stop - start
             for stage, rows in enumerate(logits):
-                rows[start:stop], keep = self.run(stage, tensors, stop - start)
-                tensors.update(keep(everybody))
+                rows[start:stop], rest = self.run(stage, tensors, size)
+                tensors.update({name: x[:size].copy() for name, x in rest().items()})
         return logits
 
 
-class _Sizes:
-    """A stage's file, opened for whole chunks, and once more to be resized for less."""
+class Sizes:
+    """A stage's file, opened for whole chunks, and for the numbers of samples met of late.
 
-    def __init__(self, manifest: Manifest, call: Call, fixed: int | None, threads: int):
+    To resize a program takes as long as to run it for one or two samples, so a small file
+    is opened several times.
+
+    Args:
+        manifest: Of the export.
+        call: Of the stage.
+        fixed: The one number of samples that the file takes, or None for any.
+        threads: Threads within a call.
+    """
+
+    def __init__(
+        self, manifest: Manifest, call: Call, fixed: int | None = None, threads: int = 1
+    ):
         self._open = lambda: open_program(manifest, call, "logits", threads)
         self._fixed = fixed
         self._whole = self._open()
-        self._rest: Program | None = None
+        self._others: dict[int, Program] = {}  # the one met longest ago comes first
+        self._most = max(1, BESIDES // self._whole.file_bytes)
         self.chunk = fixed or _chunk(self._whole.largest_row, threads)
 
     def fitting(self, count: int) -> tuple[Program, int]:
         """A program for `count` samples, and how many it takes."""
         if self._fixed or count == self.chunk:
             return self._whole, self.chunk
-        if self._rest is None:
-            self._rest = self._open()
-        return self._rest, count
+        program = self._others.pop(count, None)
+        if program is None and len(self._others) >= self._most:
+            program = self._others.pop(next(iter(self._others)))
+        if program is None:
+            program = self._open()
+        self._others[count] = program
+        return program, count
 
 
 def _chunk(row: int, threads: int) -> int:

@@ -83,6 +83,7 @@ class StageRunner:
         self._in_batches = isinstance(self._driver, StageEngine)
         self._rules = rules_of(self.manifest)
         self._gates = self._rules.gates()
+        self._done: Walk | None = None
 
     @property
     def exit_names(self) -> list[str]:
@@ -146,10 +147,19 @@ class StageRunner:
         with self._turn:
             if not self._in_batches:
                 return self._driver.predict(samples, count, gate)
-            walk = Walk(self._rules, self._gates, gate, count)
+            walk = self._new_walk(gate, count)
             walk.enter(self._driver, samples, count)
             walk.flush(self._driver)
-        return [getattr(walk, name) for name in ANSWERS]
+            self._done = walk
+            return [getattr(walk, name) for name in ANSWERS]
+
+    def _new_walk(self, gate: np.ndarray, count: int) -> Walk:
+        """One for `count` samples: the last one, where it ended well, or another."""
+        walk, self._done = self._done, None
+        if walk is None or walk.thresholds is not gate:
+            return Walk(self._rules, self._gates, gate, count)
+        walk.begin(count)
+        return walk
 
     def stream(
         self,
