@@ -49,8 +49,3 @@ extern "C" __attribute__((visibility("default"))) int64_t
 keras_branchy_stage_step_bytes() {
   return sizeof(keras_branchy::StageStep);
 }
-
-extern "C" __attribute__((visibility("default"))) const char*
-keras_branchy_step_instruction_set() {
-  return keras_branchy::IsaName(keras_branchy::BestIsa());
-}

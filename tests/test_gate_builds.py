@@ -99,11 +99,30 @@ def test_no_cuda_symbol_is_left_to_tensorflow(library):
 
 
 @needs("nm", "g++")
+def test_the_step_needs_no_tensorflow(native, tmp_path):
+    library = native.builder().build_step(tmp_path)
+    assert "tensorflow" not in run("ldd", library).lower()
+    defined = run("nm", "-D", "--defined-only", library)
+    ours = {line.split()[-1] for line in defined.splitlines() if " T " in line}
+    assert all(name.startswith("keras_branchy_") for name in ours) and len(ours) == 3
+
+
+@needs("nm", "g++")
 def test_wide_instructions_stay_in_their_unit(native, tmp_path):
     # A weak symbol of such a unit could replace that of a unit for every machine.
-    compile_cpu_check(native.builder(), tmp_path, "g++", True, "-O1")
-    for name in ("avx2", "avx512"):
-        symbols = run("nm", "-C", "--defined-only", tmp_path / f"{name}.o").splitlines()
+    builder = native.builder()
+    compile_cpu_check(builder, tmp_path, "g++", True, "-O1")
+    commands = [
+        [
+            *["g++", *builder.COMMON, *builder.KERNEL, *flags, "-c"],
+            *[OPS / "stage_step_isa.cc", "-DKERAS_BRANCHY_ISA=wide"],
+            *["-o", tmp_path / f"step_{name}"],
+        ]
+        for name, flags in (("avx2", builder.AVX2), ("avx512", builder.AVX512))
+    ]
+    together(commands)
+    for name in ("avx2.o", "avx512.o", "step_avx2", "step_avx512"):
+        symbols = run("nm", "-C", "--defined-only", tmp_path / name).splitlines()
         kinds = {line.split()[1] for line in symbols}
         assert kinds <= set("TtrRdDbBV"), kinds
         assert sum(" T " in line for line in symbols) == 1
@@ -209,6 +228,25 @@ def test_the_op_under_sanitizers(native, tmp_path):
     assert len(digest) == 65
     calls = (sys.executable, TESTS / "malformed_calls.py", library, 3, 2000)
     assert run(*calls, **environment) == "2000\n"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@needs("g++")
+def test_the_step_under_sanitizers(native, tmp_path):
+    cache = tmp_path / "keras_branchy"
+    native.builder().build_step(cache, sanitize=True)
+    preload = [
+        run("g++", f"-print-file-name=lib{name}.so").strip() for name in ("asan", "ubsan")
+    ]
+    printed = run(
+        *[sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
+        *[TESTS / "test_native_step.py", "-k", "not compiler and not damaged"],
+        LD_PRELOAD=" ".join(preload),
+        ASAN_OPTIONS="detect_leaks=0",
+        XDG_CACHE_HOME=str(tmp_path),
+    )
+    assert re.search(r"\d{3} passed", printed) and "failed" not in printed
 
 
 @pytest.mark.long
