@@ -111,6 +111,8 @@ def time(name, rows):
             ax.plot(x, y, label=runtime, **style)
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
+    for set_formatter in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+        set_formatter(rounds_only)
     ticks = sorted({row["batch"] for row in shown})
     ax.set_xticks(ticks, [str(batch) for batch in ticks])
     ax.set_xlabel("batch")
@@ -118,6 +120,11 @@ def time(name, rows):
     left = "as calibrated" if setting == "calibrated" else "three in four leave at exit 1"
     named(ax, f"{name}, {threads} thread{'s' * (threads > 1)}, {left}")
     return ax
+
+
+def rounds_only(value, _):
+    """Numbers that begin with 1, 2 or 5, as they are; other ticks stay without one."""
+    return f"{value:,.0f}" if f"{value:e}"[0] in "125" else ""
 
 
 def of_most_threads(rows):

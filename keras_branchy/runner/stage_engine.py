@@ -17,8 +17,8 @@ __all__ = ["Sizes", "StageEngine", "rules_of", "told"]
 
 # Samples at a time, for each thread. An image takes as long among many as alone, and half
 # as long again once the largest activation no longer fits the cores' own caches; more at a
-# time are fewer calls.
-MOST = 64
+# time are fewer calls, of which small networks are made.
+MOST = 256
 CACHE = 5 << 18  # bytes
 # Bytes of a stage's files that are opened for other numbers of samples.
 BESIDES = 1 << 21
