@@ -42,7 +42,6 @@ from keras_branchy.exit_gate import exit_gate  # noqa: E402
 from keras_branchy.row_gate import row_gate, softmax  # noqa: E402
 from keras_branchy.runner.engines import open_program  # noqa: E402
 from keras_branchy.runner.manifest import Manifest  # noqa: E402
-from keras_branchy.runner.stage_engine import Sizes  # noqa: E402
 from keras_branchy.thresholds import gate_thresholds  # noqa: E402
 
 FEWEST = 5  # rounds, however long they take
@@ -374,33 +373,6 @@ def in_powers(programs, name, rows, count):
     return np.concatenate(parts)
 
 
-def opening(seconds):
-    """One file that is resized each time, or one opened for each number met of late."""
-    counts = np.random.default_rng(0).binomial(32, 0.06, 10 * BATCHES)
-    counts = counts[counts > 0].tolist()
-    with Exported(networks.b_lenet()) as manifest:
-        call = manifest.stages[1].call
-        name, shape = call.inputs[0].name, call.inputs[0].shape[1:]
-        rows = made_up(shape, 32)
-        one, several = open_program(manifest, call, "logits"), Sizes(manifest, call)
-
-        def resized():
-            return [one.run({name: rows[:count]}) for count in counts]
-
-        def opened():
-            return [several.fitting(n)[0].run({name: rows[:n]}) for n in counts]
-
-        for a, b in zip(resized(), opened(), strict=True):
-            np.testing.assert_array_equal(a, b)
-        yield {
-            "trial": "a file opened again for other numbers of survivors",
-            "network": "b_lenet",
-            "batch": 32,
-            **turns({"resized": resized, "opened": opened}, seconds),
-            "images": sum(counts),
-        }
-
-
 # ---- Between two stages --------------------------------------------------------------
 def steps(seconds):
     """The compiled step, against the same in NumPy."""
@@ -532,7 +504,7 @@ class Exported:
 
 TRIALS = (
     *(threads, sharing, calling, pooling),
-    *(chunks, resizing, opening, steps, gates, many_classes),
+    *(chunks, resizing, steps, gates, many_classes),
 )
 
 

@@ -16,7 +16,6 @@ from project import fresh_python
 from keras_branchy import StageRunner
 from keras_branchy.criteria import CRITERIA, gate_scores
 from keras_branchy.row_gate import row_gate
-from keras_branchy.runner import stage_engine
 from keras_branchy.runner.drivers import CascadeDriver, SampleDriver
 from keras_branchy.runner.stage_engine import StageEngine
 
@@ -106,16 +105,11 @@ def test_threads_change_nothing():
     check(runner, export, rows(export.x, slice(0, 2)), slice(0, 2))
 
 
-@pytest.mark.parametrize("besides", [1, stage_engine.BESIDES])
-def test_any_number_of_samples_is_answered(monkeypatch, besides):
-    monkeypatch.setattr(stage_engine, "BESIDES", besides)
+def test_any_number_of_samples_is_answered():
     export = exported("residual", batch_size=None)
     runner = StageRunner(export.folder)
     for count in [*range(1, 12), 3, 1, 60, 2]:
         check(runner, export, rows(export.x, slice(0, count)), slice(0, count))
-    for stage in runner._driver._stages:
-        file = stage._whole.file_bytes
-        assert len(stage._others) <= max(1, besides // file)
 
 
 def test_a_call_that_failed_leaves_nobody_behind(monkeypatch):

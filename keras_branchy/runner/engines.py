@@ -25,7 +25,6 @@ class Program:
     def __init__(self, call: Call, content: bytes, first: str, num_threads: int):
         interpreter = _interpreter(content, call.file, num_threads)
         self.largest_row = _largest_row(interpreter)
-        self.file_bytes = len(content)
         self._names = [tensor.name for tensor in call.inputs]
         self._outputs = [tensor.name for tensor in call.outputs]
         self.first = first

@@ -13,15 +13,13 @@ from keras_branchy.runner.engines import Program, open_program
 from keras_branchy.runner.manifest import Call, Manifest
 from keras_branchy.walk import Rest, Rules
 
-__all__ = ["Sizes", "StageEngine", "rules_of", "told"]
+__all__ = ["StageEngine", "rules_of", "told"]
 
 # Samples at a time, for each thread. An image takes as long among many as alone, and half
 # as long again once the largest activation no longer fits the cores' own caches; more at a
 # time are fewer calls, of which small networks are made.
 MOST = 256
 CACHE = 5 << 18  # bytes
-# Bytes of a stage's files that are opened for other numbers of samples.
-BESIDES = 1 << 21
 
 
 class StageEngine:
@@ -36,7 +34,7 @@ class StageEngine:
         fixed = manifest.data["batch_size"]
         self.num_classes: int = manifest.data["num_classes"]
         calls = [stage.call for stage in manifest.stages if stage.call is not None]
-        self._stages = [Sizes(manifest, call, fixed, threads) for call in calls]
+        self._stages = [_Sizes(manifest, call, fixed, threads) for call in calls]
         self.chunks: list[int] = [stage.chunk for stage in self._stages]
         self._gates = rules_of(manifest).gates()
 
@@ -65,40 +63,23 @@ class StageEngine:
         return logits
 
 
-class Sizes:
-    """A stage's file, opened for whole chunks, and for the numbers of samples met of late.
+class _Sizes:
+    """A stage's file, opened for whole chunks, and once more to be resized for less."""
 
-    To resize a program takes as long as to run it for one or two samples, so a small file
-    is opened several times.
-
-    Args:
-        manifest: Of the export.
-        call: Of the stage.
-        fixed: The one number of samples that the file takes, or None for any.
-        threads: Threads within a call.
-    """
-
-    def __init__(
-        self, manifest: Manifest, call: Call, fixed: int | None = None, threads: int = 1
-    ):
+    def __init__(self, manifest: Manifest, call: Call, fixed: int | None, threads: int):
         self._open = lambda: open_program(manifest, call, "logits", threads)
         self._fixed = fixed
         self._whole = self._open()
-        self._others: dict[int, Program] = {}  # the one met longest ago comes first
-        self._most = max(1, BESIDES // self._whole.file_bytes)
+        self._rest: Program | None = None
         self.chunk = fixed or _chunk(self._whole.largest_row, threads)
 
     def fitting(self, count: int) -> tuple[Program, int]:
         """A program for `count` samples, and how many it takes."""
         if self._fixed or count == self.chunk:
             return self._whole, self.chunk
-        program = self._others.pop(count, None)
-        if program is None and len(self._others) >= self._most:
-            program = self._others.pop(next(iter(self._others)))
-        if program is None:
-            program = self._open()
-        self._others[count] = program
-        return program, count
+        if self._rest is None:
+            self._rest = self._open()
+        return self._rest, count
 
 
 def _chunk(row: int, threads: int) -> int:
