@@ -221,6 +221,72 @@ def called(run, batches, limit):
     return np.concatenate([answer["exits"] for answer in found])
 
 
+# ---- TensorFlow: how those who stay are found ----------------------------------------
+def searching(seconds):
+    """One search an exit, and answers written over those of the exit before.
+
+    Against `tf.boolean_mask` of everything that is kept, which searches for each of them,
+    and answers put together and back in order.
+    """
+    model = networks.b_lenet()
+    images = made_up((28, 28, 1), BATCHES * 256)
+    scores = entropies(model, images)
+    made = model.early_exit.get_concrete_function(), masked(model)
+    for size, share in product((32, 256), (0.25, 0.95)):
+        batches = [images[i : i + size] for i in range(0, BATCHES * size, size)]
+        limit = np.array([np.quantile(scores[: BATCHES * size], share)], np.float32)
+        runs = {
+            name: partial(called, run, batches, limit)
+            for name, run in zip(("one search", "boolean_mask"), made, strict=True)
+        }
+        one, other = (run() for run in runs.values())
+        np.testing.assert_array_equal(one, other)
+        yield {
+            "trial": "one search for those who stay, in TensorFlow",
+            "network": "b_lenet",
+            "batch": size,
+            "share": share,
+            **turns(runs, seconds),
+            "images": BATCHES * size,
+        }
+
+
+def masked(model):
+    """Staged inference of a model with two exits by `tf.boolean_mask`."""
+    first, last = model.stages()
+    (image,), shape = first.input_names, first.model.inputs[0].shape
+
+    def end(position, tensors):
+        logits = last(tensors)["logits"]
+        return told(position, logits, exit_gate(logits, None)[1:], 1)
+
+    def told(position, logits, label_and_score, index):
+        label, score = label_and_score
+        exits = tf.fill(tf.shape(label), tf.constant(index, tf.int64))
+        return position, label, tf.nn.softmax(logits), exits, score
+
+    def nobody():
+        none = tf.zeros([0], tf.int64)
+        return told(none, tf.zeros([0, model.num_classes]), (none, tf.zeros([0])), 1)
+
+    def run(x, limit):
+        made = first({image: x})
+        logits = made.pop("logits")
+        leaves, label, score = exit_gate(logits, limit[0])
+        position = tf.range(tf.shape(x, out_type=tf.int64)[0])
+        gone = [tf.boolean_mask(y, leaves) for y in (position, logits, label, score)]
+        kept = {name: tf.boolean_mask(made[name], ~leaves) for name in first.live}
+        stay = tf.boolean_mask(position, ~leaves)
+        rest = tf.cond(tf.size(stay) > 0, lambda: end(stay, kept), nobody)
+        left = told(gone[0], gone[1], gone[2:], 0)
+        position, *answers = (tf.concat(pair, 0) for pair in zip(left, rest, strict=True))
+        order = tf.math.invert_permutation(position)
+        names = ("labels", "probabilities", "exits", "scores")
+        return dict(zip(names, (tf.gather(y, order) for y in answers), strict=True))
+
+    return concrete(run, tf.TensorSpec(shape), tf.TensorSpec([1]))
+
+
 # ---- TensorFlow: survivors of several batches together -------------------------------
 def pooling(seconds):
     """One graph a batch, against survivors that wait until they are a batch."""
@@ -503,7 +569,7 @@ class Exported:
 
 
 TRIALS = (
-    *(threads, sharing, calling, pooling),
+    *(threads, sharing, calling, searching, pooling),
     *(chunks, resizing, steps, gates, many_classes),
 )
 

@@ -87,30 +87,19 @@ class _Staged:
 
         tensors = dict(zip(self.names, keras.tree.flatten(inputs), strict=True))
         batch = tf.shape(next(iter(tensors.values())), out_type=tf.int64)[0]
-        state = {"position": tf.range(batch)}
+        state = {}
         if self.patience is not None:
             state["label"] = tf.fill([batch], tf.constant(-1, tf.int64))
             state["agreed"] = tf.zeros([batch], tf.int64)
-        answers = self._from(0, state, tensors, thresholds)
-        order = tf.math.invert_permutation(answers.pop("position"))
-        return {name: tf.gather(answer, order) for name, answer in answers.items()}
+        # No stage sees an empty batch: oneDNN's convolutions give it a wrong shape.
+        return tf.cond(
+            batch > 0, lambda: self._from(0, state, tensors, thresholds), self._nobody
+        )
 
     def _from(
         self, index: int, state: dict, tensors: dict, thresholds: tf.Tensor
     ) -> dict[str, tf.Tensor]:
-        """The answers of all samples that reach stage `index`, in the order of leaving."""
-        import tensorflow as tf
-
-        # No stage sees an empty batch: oneDNN's convolutions give it a wrong shape.
-        return tf.cond(
-            tf.size(state["position"]) > 0,
-            lambda: self._run_stage(index, state, tensors, thresholds),
-            self._nobody,
-        )
-
-    def _run_stage(
-        self, index: int, state: dict, tensors: dict, thresholds: tf.Tensor
-    ) -> dict[str, tf.Tensor]:
+        """The answers of the samples that reach stage `index`, in their order."""
         import tensorflow as tf
 
         stage = self.stages[index]
@@ -121,24 +110,29 @@ class _Staged:
         leaves, label, score = exit_gate(
             logits, threshold, self.criteria[index], self.gates[index]
         )
+        answers = self._answers(index, label, logits, score)
         if last:
-            return self._answers(index, state["position"], label, logits, score)
+            return answers
         state, patient = self._count_agreement(state, label, score)
-        leaves |= patient
-
-        def of(who: tf.Tensor, tensor: tf.Tensor) -> tf.Tensor:
-            return tf.boolean_mask(tensor, who)
-
-        left = [of(leaves, x) for x in (state["position"], label, logits, score)]
+        # One search for all tensors: `tf.boolean_mask` searches, and reads sizes back
+        # from a GPU, for each.
+        stay = tf.where(~(leaves | patient))
+        rows = tf.squeeze(stay, 1)
         tensors = {**tensors, **made}
-        rest = self._from(
-            index + 1,
-            {name: of(~leaves, value) for name, value in state.items()},
-            {name: of(~leaves, tensors[name]) for name in stage.live},
-            thresholds,
-        )
-        answers = self._answers(index, *left)
-        return {name: tf.concat([answers[name], rest[name]], 0) for name in answers}
+
+        def go_on() -> dict[str, tf.Tensor]:
+            rest = self._from(
+                index + 1,
+                {name: tf.gather(value, rows) for name, value in state.items()},
+                {name: tf.gather(tensors[name], rows) for name in stage.live},
+                thresholds,
+            )
+            return {
+                name: tf.tensor_scatter_nd_update(answers[name], stay, rest[name])
+                for name in answers
+            }
+
+        return tf.cond(tf.size(rows) > 0, go_on, lambda: answers)
 
     def _count_agreement(
         self, state: dict, label: tf.Tensor, score: tf.Tensor
@@ -156,12 +150,11 @@ class _Staged:
         return state, agreed >= self.patience
 
     def _answers(
-        self, index: int, position: Any, label: Any, logits: Any, score: Any
+        self, index: int, label: Any, logits: Any, score: Any
     ) -> dict[str, tf.Tensor]:
         import tensorflow as tf
 
         return {
-            "position": position,
             "labels": label,
             "probabilities": tf.nn.softmax(logits),
             "exits": tf.fill(tf.shape(label), tf.constant(index, tf.int64)),
@@ -172,8 +165,7 @@ class _Staged:
         import tensorflow as tf
 
         logits = tf.zeros([0, self.num_classes])
-        integers, floats = tf.zeros([0], tf.int64), tf.zeros([0])
-        return self._answers(0, integers, integers, logits, floats)
+        return self._answers(0, tf.zeros([0], tf.int64), logits, tf.zeros([0]))
 
 
 def predict(
@@ -185,6 +177,8 @@ def predict(
 ) -> EarlyExitResult:
     """Runs staged inference over data; see `BranchyModel.predict_early`."""
     parts = list(_answers(model, data, batch_size, verbose, steps))
+    if len(parts) == 1:
+        return EarlyExitResult(**parts[0])
     return EarlyExitResult(
         **{name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     )
@@ -208,7 +202,7 @@ def _answers(
     limits = _limits(model)
     run = _call(model)
     if batch_size is None and is_arrays(data):
-        batch_size = good_batch_size(model)
+        batch_size = _batch_size(model)
     batches = batches_of(model, data, None, batch_size, verbose, steps)
     return (
         {name: answer.numpy() for name, answer in run(_tensor(x), limits).items()}
@@ -226,6 +220,14 @@ def _limits(model: BranchyModel) -> tf.Tensor:
         limits = tf.constant(gate_thresholds(model.thresholds, model.criteria))
         settings.early_exit_limits = chosen, limits
     return settings.early_exit_limits[1]
+
+
+def _batch_size(model: BranchyModel) -> int:
+    """`good_batch_size`, which looks at every layer, kept from call to call."""
+    settings = model._settings
+    if settings.batch_size is None:
+        settings.batch_size = good_batch_size(model)
+    return settings.batch_size
 
 
 def _tensor(x: Any) -> Any:

@@ -36,6 +36,7 @@ class Settings:
     early_exit: Any = None
     early_exit_call: Any = None
     early_exit_limits: tuple | None = None  # what they are for, and the tensor
+    batch_size: int | None = None  # for arrays
     seen: SeenData = field(default_factory=SeenData)
     fitted: SeenData = field(default_factory=SeenData)
 

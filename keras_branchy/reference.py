@@ -45,7 +45,9 @@ def exit_gate(
     score = tf.cast(_score(finite, criterion, coefficients), tf.float32)
     score = tf.where(broken, float("nan"), score)
     leaves = score < threshold if criterion == "entropy" else score >= threshold
-    return leaves, label, score
+    # In a graph TensorFlow makes score >= threshold of a negated score < threshold, which
+    # is false for NaN as well. Of a conjunction it does not.
+    return leaves & ~(broken | tf.math.is_nan(threshold)), label, score
 
 
 def _score(

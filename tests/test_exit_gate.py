@@ -70,6 +70,18 @@ def test_broken_rows_stay_at_any_threshold(implementation, criterion):
         assert label.numpy().tolist() == [1, 0, 0, 1, 0]
 
 
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_who_stays_in_a_graph_is_who_does_not_leave(implementation, criterion):
+    @tf.function(input_signature=[tf.TensorSpec([None, 2]), tf.TensorSpec([])])
+    def stays(logits, threshold):
+        return ~exit_gate(logits, threshold, criterion, coefficients(criterion))[0]
+
+    broken = tf.constant([[np.nan, 9.0], [np.inf, 0.0], [-np.inf, -np.inf]])
+    for threshold in (1e30, -1e30, np.nan):
+        assert stays(broken, threshold).numpy().all()
+    assert stays(tf.constant([[9.0, 0.0]]), np.nan).numpy().all()
+
+
 def test_shapes_are_known_in_a_graph(implementation):
     @tf.function(input_signature=[tf.TensorSpec([None, 3]), tf.TensorSpec([])])
     def gate(logits, threshold):

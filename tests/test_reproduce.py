@@ -182,6 +182,10 @@ def answers(rng):
     made = object.__new__(measurement.Answers)
     made.scores = rng.integers(0, 6, (2, 40)) / 5  # many are equal
     made.correct = rng.random((3, 40)) < np.array([[0.5], [0.7], [0.9]])
+    made.stages = [
+        cost.StageCost(f"exit_{k + 1}", 0, 0, 0, 0, (), 0, to_leave, trunk)
+        for k, (to_leave, trunk) in enumerate(((17, 10), (46, 30), (116, 100)))
+    ]
     return made
 
 
@@ -224,6 +228,10 @@ def test_a_share_of_the_surest_images_leaves_at_branch_1(answers):
         assert point["accuracy"] == np.mean(right)
         largest = max((answers.scores[0, n] for n in first), default=None)
         assert point["largest_entropy"] == largest
+        share = point["share"]
+        for counting, here, last in (("everything", 17, 116), ("trunk_only", 10, 100)):
+            gain = 100 / (share * here + (1 - share) * last)
+            assert point["macs"][f"gain_{counting}"] == pytest.approx(gain)
 
 
 def test_a_flat_curve_seldom_has_a_maximum_inside_and_a_bent_one_mostly(rng):
@@ -431,6 +439,34 @@ def test_accuracy_is_drawn_against_time_where_it_was_taken():
     assert figures.against_time(document) == {}
 
 
+def test_each_row_of_the_chainer_table_has_a_panel():
+    gains = {"batch_1": {"gain": 0.5}}
+    row = {"accuracy": 0.98, "plain_accuracy": 0.97, "times": gains}
+    rows = [
+        {**row, "network": "b_lenet", "table_row": "lenet"},
+        {**row, "network": "chainer_b_alexnet", "table_row": "alexnet", "accuracy": 0.6},
+    ]
+    published = {
+        "lenet": {"accuracy": 0.99, "plain": 0.98, "gain": 8.0},
+        "alexnet": {"accuracy": 0.76, "plain": 0.76, "gain": 4.0},
+    }
+    (ax,) = figures.chainer_table({"published": published, "rows": rows}).values()
+    found = {
+        panel.get_title(loc="left") or panel.get_title(): [
+            tuple(np.round(line.get_xydata(), 6).ravel())
+            for line in panel.lines
+            if len(line.get_xydata()) == 1
+        ]
+        for panel in ax.figure.axes
+    }
+    assert found == {
+        "b_lenet": [(200.0, 1.0), (12.5, 1.0)],
+        "chainer_b_alexnet": [(200.0, -37.0), (25.0, 0.0)],
+    }
+    rows = [{**row, "times": None} for row in rows]
+    assert figures.chainer_table({"published": published, "rows": rows}) == {}
+
+
 def test_published_figures_agree_with_each_other():
     for row in BRANCHYNET.values():
         assert abs(sum(row.shares) - 1) < 0.002
@@ -477,3 +513,19 @@ def test_a_target_is_rehearsed_from_the_shell_and_goes_on(tmp_path):
         assert 0 <= row["accuracy"] <= 1 and abs(sum(row["shares"]) - 1) < 1e-9
     assert out.with_suffix(".csv").exists()
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", sorted(set(TARGETS) - {"lenet"}))
+def test_every_target_is_rehearsed(name, tmp_path):
+    out = tmp_path / f"{name}.json"
+    done = reproduce(
+        *(name, "--quick", "--made-up", "--seeds", 0, "--no-times"),
+        *("--store", tmp_path / "store", "--json", out),
+    )
+    assert done.returncode == 0, done.stderr
+    document = json.loads(out.read_text("utf-8"))
+    assert document["target"] == name and document["rows"]
+    for row in document["rows"]:
+        assert row["seed"] == 0 and "quick" in row["schedule"]
+    assert out.with_suffix(".csv").read_text("utf-8").count("\n") > len(document["rows"])

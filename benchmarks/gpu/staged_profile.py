@@ -9,8 +9,8 @@ from pathlib import Path
 from gpu_rows import short
 
 CALLS = 10
-# Types of operations that choose who goes on, and put answers back in order.
-MASKING = {"Where", "GatherV2", "ConcatV2", "InvertPermutation", "Range", "LogicalNot"}
+# Types of operations that choose who goes on, and put their answers back in their places.
+MASKING = {"Where", "GatherV2", "TensorScatterUpdate", "LogicalNot", "LogicalOr", "Squeeze"}
 GATE = {"KerasBranchy>ExitGate"}
 COPIES = re.compile(r"memcpy|memset", re.IGNORECASE)
 # NAME:TYPE, as the host's tracer writes an operation.

@@ -92,6 +92,13 @@ def against_time(document):
     if not rows:
         return {}
     ax = canvas(None, (6.4, 4.0), f"{rows[0]['network']}: each choice of thresholds")
+    timed_points(ax, rows, document["published"])
+    below(ax, {**dict(TIMED.values()), "published, trunk only": WRONG})
+    return {f"{document['target']}_time": ax}
+
+
+def timed_points(ax, rows, published_figures):
+    """A dot for each row and counting, a cross for what was published."""
     for name, (_, colour) in TIMED.items():
         timed = [row for row in rows if name in row["times"]]
         ax.plot(
@@ -101,7 +108,7 @@ def against_time(document):
             color=colour,
             alpha=0.7,
         )
-    for figures in document["published"]:
+    for figures in published_figures:
         gained = 100 * (figures["accuracy"] - figures["plain"])
         ax.plot([100 / figures["gain"]], [gained], "x", color=WRONG, ms=8, mew=2)
     ax.axvline(100, color=INK, linewidth=1, linestyle=":")
@@ -110,8 +117,20 @@ def against_time(document):
     ax.set_xlabel("time of an image, % of the plain network's")
     ax.set_ylabel("accuracy, points above the plain network's")
     ax.grid(alpha=0.25, color=INK)
-    below(ax, {**dict(TIMED.values()), "published, trunk only": WRONG})
-    return {f"{document['target']}_time": ax}
+
+
+def chainer_table(document):
+    """The same for the three rows of the Chainer version's table, a panel each."""
+    rows = [row for row in document["rows"] if row["times"]]
+    if not rows:
+        return {}
+    names = list(document["published"])
+    by_name = {name: [r for r in rows if r["table_row"] == name] for name in names}
+    axes = panels(None, (4.4, 3.8), [by_name[name][0]["network"] for name in names])
+    for ax, name in zip(axes, names, strict=True):
+        timed_points(ax, by_name[name], [document["published"][name]])
+    below(axes[0], {**dict(TIMED.values()), "published, trunk only": WRONG})
+    return {"chainer_table": axes[0]}
 
 
 def below(ax, entries, more=()):
@@ -364,6 +383,7 @@ DRAWN = {
     "lenet": table,
     "alexnet": table,
     "resnet": table,
+    "chainer-table": chainer_table,
     "chainer-branch1": by_share,
     "chainer-layers": by_depth,
     "training-modes": ways,

@@ -176,14 +176,18 @@ def layers(document):
 
 def branch1(document):
     shown = {0.0, 0.25, 0.5, 0.75, 1.0}
-    header = ("network", "leave at branch 1", "accuracy, %", "largest entropy, nats")
+    header = (
+        *("network", "leave at branch 1", "accuracy, %", "largest entropy, nats"),
+        "MACs, everything",
+    )
     rows = []
     for (network, share), found in grouped(document["rows"], "network", "share").items():
         if round(share, 2) in shown:
             largest = [row["largest_entropy"] for row in found]
             entropy = "" if None in largest else over(largest)
             accuracy = percents(found, lambda row: row["accuracy"])
-            rows.append((f"`{network}`", f"{100 * share:.0f} %", accuracy, entropy))
+            gain = over([row["macs"]["gain_everything"] for row in found])
+            rows.append((f"`{network}`", f"{100 * share:.0f} %", accuracy, entropy, gain))
     said = [
         interior.sentence(
             interior.of_rows(found, "share"),
@@ -340,7 +344,10 @@ def published_gates(figures):
 
 
 def depth(document):
-    header = ("", "survival of the last block", "plain, %", "exits, %")
+    header = (
+        *("", "survival of the last block", "plain, %", "exits, %", "with exits, %"),
+        "MACs, everything",
+    )
     rows = []
     for (survival,), found in grouped(
         document["rows"], "survival_of_the_last_block"
@@ -352,6 +359,8 @@ def depth(document):
                 "all are kept" if survival is None else survival,
                 percents(found, lambda row: row["plain_accuracy"]),
                 ", ".join(over([100 * value for value in one]) for one in exits),
+                percents(found, lambda row: row["accuracy"]),
+                over([row["macs"]["gain_everything"] for row in found]),
             )
         )
     return markdown(header, rows)

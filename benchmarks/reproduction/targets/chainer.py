@@ -34,17 +34,19 @@ def by_share(answers):
     """The surest images leave at branch 1, as many as the share says."""
     scores = answers.scores[0]
     order = np.argsort(scores, kind="stable")
-    for share in SHARES:
+    nobody = [0.0] * (len(answers.correct) - 2)
+    for share in SHARES.tolist():
         leave = order[: round(share * len(order))]
         right = answers.correct[-1].copy()
         right[leave] = answers.correct[0][leave]
         yield {
-            "share": float(share),
+            "share": share,
             "accuracy": float(right.mean()),
             "largest_entropy": float(scores[leave[-1]]) if len(leave) else None,
             "accuracy_at_branch_1": (
                 float(answers.correct[0][leave].mean()) if len(leave) else None
             ),
+            "macs": measurement.macs(answers.stages, [share, *nobody, 1 - share]),
         }
 
 

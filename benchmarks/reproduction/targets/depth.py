@@ -26,7 +26,9 @@ def stochastic_depth(run):
         for seed in run.seeds:
             split = run.data(recipe.data)
             model = run.branchy(recipe, seed)
-            answers = measurement.Answers(model, split.test)
+            valid, answers = (
+                measurement.Answers(model, part) for part in (split.valid, split.test)
+            )
             rows.append(
                 {
                     **run.common(recipe, seed),
@@ -35,6 +37,7 @@ def stochastic_depth(run):
                         run.plain(recipe, seed), split.test
                     ),
                     "exit_accuracies": answers.accuracies(),
+                    **answers.chosen_on(valid, max_accuracy_drop=0.0),
                 }
             )
     return {"published": PUBLISHED, "rows": rows}

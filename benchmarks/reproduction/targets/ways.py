@@ -121,7 +121,8 @@ def norms(model, images, labels):
     }
     found = {}
     with tf.GradientTape(persistent=True) as tape:
-        outputs = model(images, training=False)
+        # As in training: statistics of the batch, dropout.
+        outputs = model(images, training=True)
         each = {name: tf.reduce_mean(loss(labels, p)) for name, p in outputs.items()}
         totals = {
             "without_exits": each[model.exit_names[-1]],
