@@ -224,6 +224,27 @@ def test_ways_of_a_stage_depend_on_the_threads():
     assert ways("stages in litert", 64, 2) == ["whole", "split"]
 
 
+def test_the_first_stage_alone_reads_other_images_at_each_call():
+    stages = stage_contestants._Stages()
+    stages.images, stages.inputs = np.arange(10.0), ["image"]
+    stages.tensors = {"relu": np.arange(4.0), "image": stages.images[:4]}
+
+    def starts(count, calls):
+        given = stages.reads(0, count)
+        rows = [next(given)["image"] for _ in range(calls)]
+        assert {len(x) for x in rows} == {count}
+        return [x[0] for x in rows]
+
+    assert starts(4, 3) == [0, 4, 0]
+    assert starts(10, 2) == [0, 0]
+    stages.images = np.arange(100.0)
+    assert starts(2, 17) == [*range(0, 32, 2), 0]
+    parts = stage_contestants.between(stages.reads(0, 4), 1, 3)
+    assert [next(parts)["image"].tolist() for _ in range(2)] == [[1, 2], [5, 6]]
+    later = stages.reads(1, 3)
+    assert all(next(later)["relu"].tolist() == [0, 1, 2] for _ in range(3))
+
+
 # ---- Networks ------------------------------------------------------------------------
 def test_an_untrained_network_is_refused_with_the_command(tmp_path):
     with pytest.raises(networks.NotTrainedError, match="reproduce.py lenet --seeds 0"):

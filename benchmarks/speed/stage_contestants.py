@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each stage alone, at a number of samples: what the efficiency is measured against.
 
-From what an engine holds to the logits in NumPy: head included, gate and selection not.
+From what an engine holds to the logits in NumPy: head included, gate and selection not. The
+first stage reads other images at each call, as an engine does, and not from the caches.
 """
 
+import itertools
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +14,7 @@ from benchmarks.speed.contestants import Contestant, _TensorFlow
 
 WARMED = 0.05  # seconds, below which a call to warm up comes first
 SHORT, MOST = 1e-3, 30  # seconds, and calls that are averaged where one is shorter
+BATCHES = 16  # of different images
 
 
 class _Stages:
@@ -21,6 +24,14 @@ class _Stages:
 
     def close(self):
         self.calls, self.tensors = {}, {}
+
+    def reads(self, stage, count):
+        """What the stage is given, call after call, by name."""
+        if stage:
+            return itertools.repeat({n: rows[:count] for n, rows in self.tensors.items()})
+        (name,), last = self.inputs, len(self.images) - count
+        starts = range(0, min(last, (BATCHES - 1) * count) + 1, count)
+        return itertools.cycle([{name: self.images[at : at + count]} for at in starts])
 
     def measure(self, stage, count, way):
         """Seconds of stage `stage` for `count` samples, the `way` that is named."""
@@ -48,8 +59,8 @@ class StagesInTensorFlow(_Stages, _TensorFlow):
 
     def features(self, images):
         tf = self.tf
-        (name,) = [x._keras_history.operation.name for x in self.model.inputs]
-        tensors, self.steps = {name: tf.constant(images)}, []
+        self.inputs = [x._keras_history.operation.name for x in self.model.inputs]
+        tensors, self.steps = {self.inputs[0]: tf.constant(images)}, []
         for stage in self.model.stages():
             read = {name: tensors[name] for name in stage.input_names}
             spec = {
@@ -63,11 +74,13 @@ class StagesInTensorFlow(_Stages, _TensorFlow):
 
     def call(self, stage, count, way):
         run, names = self.steps[stage]
-        if stage == 0:
-            (name,), some, tf = names, self.images[:count], self.tf
-            return lambda: run({name: tf.constant(some)})["logits"].numpy()
-        read = {name: self.tensors[name][:count] for name in names}
-        return lambda: run(read)["logits"].numpy()
+        given, as_tensor = self.reads(stage, count), self.tf.convert_to_tensor
+
+        def call():
+            rows = next(given)
+            return run({name: as_tensor(rows[name]) for name in names})["logits"].numpy()
+
+        return call
 
 
 class StagesInLiteRT(_Stages, Contestant):
@@ -83,27 +96,28 @@ class StagesInLiteRT(_Stages, Contestant):
     def features(self, images):
         tensors = {self.inputs[0]: images}
         for stage in range(len(self.stages)):
-            run, made = self.opened(stage, tensors, self.threads)
+            run, made = self.opened(stage, itertools.repeat(tensors), self.threads)
             run()
             tensors.update({name: get() for name, get in made.items()})
         return tensors
 
-    def opened(self, stage, tensors, threads):
-        """A call that computes a stage on all of these rows, and readers of its outputs."""
+    def opened(self, stage, reads, threads):
+        """A call that computes a stage on the rows that come next, and readers of outputs."""
         from ai_edge_litert.interpreter import Interpreter
 
         path = str(self.folder / "stages" / self.stages[stage])
         interpreter = Interpreter(model_path=path, num_threads=threads)
         given, made = indices(interpreter)
-        feeds = [(index, tensors[name]) for name, index in given.items()]
-        for index, rows in feeds:
-            interpreter.resize_tensor_input(index, rows.shape)
+        first = next(reads)
+        for name, index in given.items():
+            interpreter.resize_tensor_input(index, first[name].shape)
         interpreter.allocate_tensors()
         logits = made["logits"]
 
         def run():
-            for index, rows in feeds:
-                interpreter.set_tensor(index, rows)
+            rows = next(reads)
+            for name, index in given.items():
+                interpreter.set_tensor(index, rows[name])
             interpreter.invoke()
             return interpreter.get_tensor(logits)
 
@@ -113,17 +127,21 @@ class StagesInLiteRT(_Stages, Contestant):
         return run, {name: reader(index) for name, index in made.items()}
 
     def call(self, stage, count, way):
-        rows = {name: value[:count] for name, value in self.tensors.items()}
         if way == "serial":
-            return self.opened(stage, rows, 1)[0]
+            return self.opened(stage, self.reads(stage, count), 1)[0]
         if way == "whole":
-            return self.opened(stage, rows, self.threads)[0]
+            return self.opened(stage, self.reads(stage, count), self.threads)[0]
         edges = [count * part // self.threads for part in range(self.threads + 1)]
         calls = [
-            self.opened(stage, {n: value[a:b] for n, value in rows.items()}, 1)[0]
-            for a, b in zip(edges, edges[1:], strict=False)
+            self.opened(stage, between(self.reads(stage, count), a, b), 1)[0]
+            for a, b in itertools.pairwise(edges)
         ]
         return lambda: list(self.pool.map(lambda call: call(), calls))
+
+
+def between(reads, a, b):
+    """Some rows of what comes next."""
+    return ({name: rows[a:b] for name, rows in given.items()} for given in reads)
 
 
 def indices(interpreter):
