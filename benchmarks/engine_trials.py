@@ -96,16 +96,16 @@ def threads(seconds):
                 }
                 batches = [images[i : i + size] for i in range(0, len(images), size)]
                 runs = {way: partial(over, run, batches) for way, run in ways.items()}
-                one, other = (run() for run in runs.values())
-                np.testing.assert_array_equal(one, other)
-                yield {
-                    "trial": "two threads, in LiteRT",
-                    "network": name,
-                    "batch": size,
-                    "share": share,
-                    **turns(runs, seconds),
-                    "images": len(images),
-                }
+                agreed(runs)
+                yield contest(
+                    "two threads, in LiteRT",
+                    runs,
+                    seconds,
+                    len(images),
+                    network=name,
+                    batch=size,
+                    share=share,
+                )
 
 
 def in_one(runner, limits, x):
@@ -143,14 +143,15 @@ def sharing(seconds):
                 }
                 one, other = (run(images[:256]) for run in runs.values())
                 np.testing.assert_array_equal(one, other)
-                yield {
-                    "trial": f"layers of head and trunk computed once, in {engine}",
-                    "network": name,
-                    "batch": 256,
-                    "share": share,
-                    **turns({k: partial(run, images) for k, run in runs.items()}, seconds),
-                    "images": len(images),
-                }
+                yield contest(
+                    f"layers of head and trunk computed once, in {engine}",
+                    {k: partial(run, images) for k, run in runs.items()},
+                    seconds,
+                    len(images),
+                    network=name,
+                    batch=256,
+                    share=share,
+                )
 
 
 def cut_model(name, how):
@@ -203,16 +204,16 @@ def calling(seconds):
             name: partial(called, run, batches, limit)
             for name, run in zip(("tf.function", "concrete"), made, strict=True)
         }
-        one, other = (run() for run in runs.values())
-        np.testing.assert_array_equal(one, other)
-        yield {
-            "trial": "the concrete function in place of the `tf.function`",
-            "network": "b_lenet",
-            "batch": size,
-            "share": 0.5,
-            **turns(runs, seconds),
-            "images": BATCHES * size,
-        }
+        agreed(runs)
+        yield contest(
+            "the concrete function in place of the `tf.function`",
+            runs,
+            seconds,
+            BATCHES * size,
+            network="b_lenet",
+            batch=size,
+            share=0.5,
+        )
 
 
 def called(run, batches, limit):
@@ -239,16 +240,16 @@ def searching(seconds):
             name: partial(called, run, batches, limit)
             for name, run in zip(("one search", "boolean_mask"), made, strict=True)
         }
-        one, other = (run() for run in runs.values())
-        np.testing.assert_array_equal(one, other)
-        yield {
-            "trial": "one search for those who stay, in TensorFlow",
-            "network": "b_lenet",
-            "batch": size,
-            "share": share,
-            **turns(runs, seconds),
-            "images": BATCHES * size,
-        }
+        agreed(runs)
+        yield contest(
+            "one search for those who stay, in TensorFlow",
+            runs,
+            seconds,
+            BATCHES * size,
+            network="b_lenet",
+            batch=size,
+            share=share,
+        )
 
 
 def masked(model):
@@ -302,14 +303,15 @@ def pooling(seconds):
             left = [run() for run in runs.values()]
             if abs(left[0] - left[1][0]) > 2:  # scores next to the threshold round apart
                 raise SystemExit(f"They disagree on who leaves: {left}.")
-            yield {
-                "trial": "survivors of several batches together, in TensorFlow",
-                "network": "b_lenet",
-                "batch": size,
-                "share": share,
-                **turns(runs, seconds),
-                "images": BATCHES * size,
-            }
+            yield contest(
+                "survivors of several batches together, in TensorFlow",
+                runs,
+                seconds,
+                BATCHES * size,
+                network="b_lenet",
+                batch=size,
+                share=share,
+            )
 
 
 def in_graph(model, threshold):
@@ -384,13 +386,14 @@ def chunks(seconds):
             logits = [run() for run in runs.values()]
             for found in logits[1:]:
                 np.testing.assert_allclose(found, logits[0], rtol=1e-3, atol=1e-4)
-            yield {
-                "trial": "samples at a time, in LiteRT",
-                "network": name,
-                "bytes": programs[1].largest_row,
-                **turns(runs, seconds),
-                "images": 256,
-            }
+            yield contest(
+                "samples at a time, in LiteRT",
+                runs,
+                seconds,
+                256,
+                network=name,
+                bytes=programs[1].largest_row,
+            )
 
 
 SIZES = (1, 8, 16, 64, 256)
@@ -422,12 +425,13 @@ def resizing(seconds):
 
         for a, b in zip(resized(), powers(), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
-        yield {
-            "trial": "a file for each power of two instead of one that is resized",
-            "network": "b_lenet",
-            **turns({"resized": resized, "powers": powers}, seconds),
-            "images": int(counts.sum()),
-        }
+        yield contest(
+            "a file for each power of two instead of one that is resized",
+            {"resized": resized, "powers": powers},
+            seconds,
+            int(counts.sum()),
+            network="b_lenet",
+        )
 
 
 def in_powers(programs, name, rows, count):
@@ -452,16 +456,16 @@ def steps(seconds):
                 way: partial(over, runner_with(switch, manifest, scores, share), batches)
                 for way, switch in (("compiled", "on"), ("NumPy", "off"))
             }
-            one, other = (run() for run in runs.values())
-            np.testing.assert_array_equal(one, other)
-            yield {
-                "trial": "the step between stages",
-                "network": "b_lenet",
-                "batch": size,
-                "share": share,
-                **turns(runs, seconds),
-                "images": len(images),
-            }
+            agreed(runs)
+            yield contest(
+                "the step between stages",
+                runs,
+                seconds,
+                len(images),
+                network="b_lenet",
+                batch=size,
+                share=share,
+            )
 
 
 def runner_with(switch, manifest, scores, share):
@@ -485,12 +489,13 @@ def gates(seconds):
 
         for a, b in zip(plain(), fast(logits), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5)
-        yield {
-            "trial": "the gate in one pass, classes first",
-            "batch": count,
-            **turns({"definition": plain, "one pass": partial(fast, logits)}, seconds),
-            "images": count,
-        }
+        yield contest(
+            "the gate in one pass, classes first",
+            {"definition": plain, "one pass": partial(fast, logits)},
+            seconds,
+            count,
+            batch=count,
+        )
 
 
 def many_classes(seconds):
@@ -513,16 +518,29 @@ def many_classes(seconds):
         for found in others:
             for a, b in zip(first, found, strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-5)
-        yield {
-            "trial": "the gate where classes are many",
-            "network": "1,000 classes",
-            "batch": count,
-            **turns(runs, seconds),
-            "images": count,
-        }
+        yield contest(
+            "the gate where classes are many",
+            runs,
+            seconds,
+            count,
+            network="1,000 classes",
+            batch=count,
+        )
 
 
 # ---- Measuring -----------------------------------------------------------------------
+def contest(trial, runs, seconds, images, **about):
+    """The row of a trial: what it is about, and what each took for so many images."""
+    return {"trial": trial, **about, **turns(runs, seconds), "images": images}
+
+
+def agreed(runs):
+    """Refuses contestants that give different arrays."""
+    first, *others = (run() for run in runs.values())
+    for other in others:
+        np.testing.assert_array_equal(other, first)
+
+
 def turns(runs, seconds):
     """Medians and quartiles in ms of each, all in turn."""
     for run in runs.values():

@@ -102,7 +102,7 @@ class StagesInLiteRT(_Stages, Contestant):
         return tensors
 
     def opened(self, stage, reads, threads):
-        """A call that computes a stage on the rows that come next, and readers of outputs."""
+        """A call that computes a stage on what comes next, and readers of its outputs."""
         from ai_edge_litert.interpreter import Interpreter
 
         path = str(self.folder / "stages" / self.stages[stage])
