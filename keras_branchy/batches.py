@@ -187,9 +187,15 @@ def _as_input(value: Any, declared: Any) -> Any:
     elif len(received) == len(wanted) + 1 and received[-1] == 1:
         tensor = keras.ops.squeeze(tensor, -1)
     if not _fits(tensor.shape, wanted):
+        single = received in (wanted[1:], wanted[1:-1] if wanted[-1] == 1 else None)
         raise ValueError(
             f"The input '{declared.name}' takes arrays of shape {wanted}. Received: shape "
-            f"{received}. Pass a batch of samples, and see `model.input_shape`."
+            f"{received}. "
+            + (
+                "Add a first dimension for a single sample: x[None]."
+                if single
+                else "Pass a batch of samples, and see `model.input_shape`."
+            )
         )
     return tensor
 

@@ -188,7 +188,8 @@ class EarlyExiting(ExitScores):
         most of them test what the others suggest (`keras_branchy.guarantees`).
 
         Args:
-            data: A dataset of (x, label) batches, or an array of samples with `y`.
+            data: A dataset of (x, label) batches, an array of samples with `y`, or the
+                pair (x, y).
             y: Labels [B] (integers or one-hot), where `data` is an array.
             max_accuracy_drop: The accuracy that may be lost, as a fraction (0.01 is one
                 point), against the last exit on the same data; the cheapest thresholds

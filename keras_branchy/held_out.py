@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from keras_branchy.branchy_model import BranchyModel
 
 __all__ = [
+    "apart",
     "labels_of",
     "warn_of_broken",
     "warn_of_fitted",
@@ -28,6 +29,15 @@ SEEN = 0.1
 MUCH = 0.5
 # So few samples may be guessed wrong by a good model.
 FEW = 400
+
+
+def apart(model: BranchyModel, data: Any, y: Any) -> tuple[Any, Any]:
+    """Samples and labels, also where they come as Keras' `validation_data`: (x, y)."""
+    if y is not None or not isinstance(data, tuple) or len(data) != 2:
+        return data, y
+    if len(model.inputs) > 1 and not isinstance(data[0], (list, tuple, dict)):
+        return data, y  # an array for each of two inputs
+    return data
 
 
 def labels_of(verb: str, labels: np.ndarray | None, data: Any) -> np.ndarray:
@@ -66,18 +76,33 @@ def warn_of_broken(names: Sequence[str], logits: Sequence[np.ndarray]) -> None:
         )
 
 
-def warn_of_guessing(model: BranchyModel, right: np.ndarray) -> None:
-    """Where the last exit does no better than chance, samples or labels are others."""
-    samples, chance = len(right), 1 / model.num_classes
-    by_luck = chance + 2 * math.sqrt(chance * (1 - chance) / max(samples, 1))
-    if samples >= FEW and right.mean() <= by_luck:
-        warnings.warn(
-            f"The last exit is right on {right.mean():.1%}".replace("%", " %")
-            + f" of {samples:,} samples, no better than guessing among "
-            f"{model.num_classes} classes. Compare with training: pixels on the same "
-            "scale, labels counted from 0 in the same order, a model that is trained.",
-            stacklevel=4,
-        )
+def warn_of_guessing(model: BranchyModel, answers: np.ndarray, labels: np.ndarray) -> None:
+    """Where the last exit does no better than chance, samples or labels are others.
+
+    Args:
+        model: The model.
+        answers: [n] classes that the last exit gives.
+        labels: [n] classes.
+    """
+    samples, chance = len(labels), 1 / model.num_classes
+    if samples < FEW:
+        return
+    right = (answers == labels).mean()
+    by_luck = chance + 2 * math.sqrt(chance * (1 - chance) / samples)
+    most = np.bincount(labels).max() / samples
+    if right <= by_luck:
+        than = f"guessing among {model.num_classes} classes"
+    elif right <= most:
+        than = "the most frequent label for every sample"
+    else:
+        return
+    warnings.warn(
+        f"The last exit is right on {right:.1%}".replace("%", " %")
+        + f" of {samples:,} samples, no better than {than}. Compare with training: pixels "
+        "on the same scale, labels counted from 0 in the same order, a model that is "
+        "trained.",
+        stacklevel=4,
+    )
 
 
 def warn_of_seen(model: BranchyModel, data: Any, verb: str, so: str) -> None:

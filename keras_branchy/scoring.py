@@ -17,6 +17,7 @@ from keras_branchy.calibration import CalibrationReport
 from keras_branchy.calibration import calibrate as choose_thresholds
 from keras_branchy.criteria import gate_scores
 from keras_branchy.held_out import (
+    apart,
     labels_of,
     warn_of_broken,
     warn_of_fitted,
@@ -25,6 +26,7 @@ from keras_branchy.held_out import (
     warn_of_seen,
 )
 from keras_branchy.learned_gate import GateReport, area_under_roc, fit_gate
+from keras_branchy.targets import TARGETS, Target
 from keras_branchy.temperature import (
     TemperatureReport,
     calibration_error,
@@ -45,6 +47,7 @@ def all_logits(
     *,
     batch_size: int | None = None,
     verbose: Any = "auto",
+    labels_for: str | None = None,
 ) -> tuple[list[np.ndarray], np.ndarray | None]:
     """The logits of every exit for every sample, whether it would leave early or not.
 
@@ -54,13 +57,14 @@ def all_logits(
         y: Labels, where `data` is an array.
         batch_size: Samples at a time for arrays, 32 by default.
         verbose: As in `predict`.
+        labels_for: What is in want of labels; data without them are refused at once.
 
     Returns:
         N arrays [n, C] float32 in exit order, and the class labels [n] int64 (one-hot
         labels turned into classes), or None where the data has none.
 
     Raises:
-        ValueError: If labels are no classes.
+        ValueError: If labels are no classes, or are not there and wanted.
     """
     if model._settings.all_exits is None:
         model._settings.all_exits = _AllExits(model)
@@ -69,6 +73,8 @@ def all_logits(
     logits: list[list[np.ndarray]] = [[nothing] for _ in model.exit_names]
     labels: list[np.ndarray] = []
     for x, batch_labels in batches_of(model, data, y, batch_size, verbose):
+        if labels_for is not None:
+            labels_of(labels_for, batch_labels, data)
         if len(keras.tree.flatten(x)[0]):
             for kept, value in zip(logits, whole.predict_on_batch(x), strict=True):
                 kept.append(value)
@@ -119,9 +125,15 @@ def fit_temperatures(
     model: BranchyModel, data: Any, y: Any, batch_size: int | None, verbose: Any
 ) -> TemperatureReport:
     """Fits a temperature to every exit's logits, and sets them on the model."""
+    data, y = apart(model, data, y)
     warn_of_seen(model, data, "fit_temperatures", "the temperatures are too low for those")
-    divided, labels = all_logits(model, data, y, batch_size=batch_size, verbose=verbose)
-    labels = labels_of("fit_temperatures", labels, data)
+    divided, found = all_logits(
+        *(model, data, y),
+        batch_size=batch_size,
+        verbose=verbose,
+        labels_for="fit_temperatures",
+    )
+    labels = labels_of("fit_temperatures", found, data)
     chosen, rows = [], []
     for name, values, old in zip(
         model.exit_names, divided, model.temperatures, strict=True
@@ -153,6 +165,7 @@ def fit_gates(
             "No exit has a learned gate. Received: a model with the criteria "
             f"{model.criteria}. Build it with ExitBranch(…, criterion='learned')."
         )
+    data, y = apart(model, data, y)
     warn_of_seen(model, data, "fit_gates", "the gates are too sure of those")
     logits, labels = all_logits(model, data, y, batch_size=batch_size, verbose=verbose)
     answers = np.stack([gate_scores(values)[1] for values in logits])
@@ -188,13 +201,18 @@ def calibrate(
     verbose: Any,
 ) -> CalibrationReport:
     """Scores every exit once, chooses thresholds, and sets them on the model."""
+    # What is asked for wrongly is said before an hour of scoring.
+    Target.of(len(model.criteria), **{name: targets[name] for name in TARGETS})
+    data, y = apart(model, data, y)
     so = "the thresholds lose more on those than they promise"
     warn_of_seen(model, data, "calibrate", so)
     warn_of_points(targets)
     if targets.get("confidence") is not None:
         warn_of_fitted(model, data)
-    logits, labels = all_logits(model, data, y, batch_size=batch_size, verbose=verbose)
-    labels = labels_of("calibrate", labels, data)
+    logits, found = all_logits(
+        *(model, data, y), batch_size=batch_size, verbose=verbose, labels_for="calibrate"
+    )
+    labels = labels_of("calibrate", found, data)
     warn_of_broken(model.exit_names, logits)
     # The gate compares float32 scores, so thresholds lie between these.
     scores = [
@@ -205,7 +223,7 @@ def calibrate(
     ]
     answers = np.stack([gate_scores(values)[1] for values in logits])
     if targets["max_disagreement"] is None and targets["exit_shares"] is None:
-        warn_of_guessing(model, answers[-1] == labels)
+        warn_of_guessing(model, answers[-1], labels)
     leaving = None
     if model.patience is not None:
         leaving = agreements(np.stack(scores), answers[:-1], model.patience)

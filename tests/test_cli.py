@@ -260,6 +260,8 @@ def test_costs_in_time_are_measured_where_there_is_no_profile(place, monkeypatch
     assert alone.cost <= 0.5
     text, _ = run("calibrate", place.model, place.data, "--max-cost", "2 ms")
     assert "Costs are ms a sample in batches of 1, measured here: 1, 3, 8 by exit." in text
+    _, told = run("calibrate", place.model, place.data, "--max-cost", "900us", code=1)
+    assert "Leaving at the first exit takes 1000 us. Received: --max-cost 900us." in told
 
 
 def test_temperatures_and_gates_are_fitted_on_every_fifth_sample(place, tmp_path):

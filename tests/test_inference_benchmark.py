@@ -374,6 +374,17 @@ def test_what_differs_between_two_starts_is_noise():
     assert check.conclusion(found)[1]
 
 
+def test_what_seems_worse_is_named_and_may_be_measured_once_more():
+    committed = [row_with(2.0), row_with(2.0, batch=256)]
+    repeats = [[row_with(1.5), row_with(2.0, batch=256)]] * 2
+    found = check.compare(committed, repeats)
+    assert check.seem_worse(found) == [(32, 1)]
+    again = check.compare(committed, [*repeats, [row_with(1.99)]])
+    assert check.seem_worse(again) == [] and len(again) == len(found) == 4
+    still = check.compare(committed, [*repeats, [row_with(1.6)]])
+    assert check.seem_worse(still) == [(32, 1)]
+
+
 def test_only_our_swept_rows_are_compared():
     others = [
         row_with(2.0, setting="calibrated"),

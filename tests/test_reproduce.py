@@ -265,6 +265,8 @@ def test_an_inside_maximum_is_told_in_points_over_the_better_end():
     assert (found["inside"], found["end"], found["exceeds_noise"]) == (1, 4, True)
     said = interior.sentence(found, "Here", str)
     assert "2.00 points above" in said and "(standard error 0.58)" in said
+    below = interior.sentence({**found, "gain": -2.0}, "Here", str)
+    assert "2.00 points below" in below and below.endswith(": no maximum inside.")
     alone = interior.of_rows([row for row in rows if row["seed"] == 0], "convs")
     assert "cannot say" in interior.sentence(alone, "Here", str)
 

@@ -315,7 +315,8 @@ def test_arrays_may_lie_in_memory_as_they_like(other):
 
 BAD = [
     (lambda x: x[0], r"\[samples, 8, 8, 2\]. Received: shape \(8, 8, 2\). Add a first"),
-    (lambda x: x[:, :4], r"Received: shape \(60, 4, 8, 2\)"),
+    (lambda x: x[:, :4], r"Received: shape \(60, 4, 8, 2\). Pass a NumPy array with a row"),
+    (lambda x: object(), r"Received: object. Pass a NumPy array with a row"),
     (lambda x: x.astype(complex), "must hold float32. Received: complex128. Convert it"),
     (lambda x: {"images": x}, r"reads the inputs .* a dict of \['images'\]. Add"),
 ]
@@ -326,6 +327,17 @@ def test_what_does_not_fit_is_refused(spoil, said):
     export = exported("residual")
     with pytest.raises(ValueError, match=said):
         StageRunner(export.folder).predict(spoil(export.x))
+
+
+def test_a_missing_last_dimension_is_named():
+    from keras_branchy.runner.manifest import Tensor
+    from keras_branchy.runner.samples import SampleReader
+
+    read = SampleReader([Tensor("image", (None, 28, 28, 1), "float32")])
+    with pytest.raises(ValueError, match=r"shape \(4, 28, 28\). Add the last dimension"):
+        read(np.zeros((4, 28, 28), np.float32))
+    with pytest.raises(ValueError, match=r"shape \(28, 28, 1\). Add a first dimension"):
+        read(np.zeros((28, 28, 1), np.float32))
 
 
 def test_several_inputs_must_fit_together():

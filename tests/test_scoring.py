@@ -233,6 +233,56 @@ def test_what_is_no_better_than_guessing_is_said(model, rng):
     model.calibrate(x[:399], (y[:399] + 1) % 4, max_accuracy_drop=0.1, verbose=0)
 
 
+def test_one_label_for_every_sample_is_no_better_than_the_most_frequent(model, rng):
+    x = images(400, rng)
+    frequent = np.bincount(answer_of_last(model, x)).argmax()
+    x = x[answer_of_last(model, x) == frequent]
+    x = np.concatenate([x, x, x, x])[:400]
+    y = np.full(len(x), frequent)
+    y[::2] = rng.integers(0, 4, len(y[::2]))
+    share = f"{100 * (y == frequent).mean():.1f}"
+    said = rf"right on {share} % of 400 samples, no better than the most frequent label"
+    with pytest.warns(UserWarning, match=said):
+        model.calibrate(x, y, max_accuracy_drop=0.1, verbose=0)
+
+
+def test_samples_and_labels_may_come_as_a_pair(model, rng):
+    x = images(60, rng)
+    y = answer_of_last(model, x)
+    asked = {"exit_shares": [0.3, 0.3], "verbose": 0}
+    apart = model.calibrate(x, y, **asked)
+    assert model.calibrate((x, y), **asked).to_json() == apart.to_json()
+    with pytest.raises(ValueError) as one:
+        model.fit_temperatures(x, (y + 1) % 4, verbose=0)
+    with pytest.raises(ValueError) as other:
+        model.fit_temperatures((x, (y + 1) % 4), verbose=0)
+    assert str(one.value) == str(other.value) and "60 samples" in str(one.value)
+
+
+def test_what_is_asked_for_wrongly_is_said_before_any_sample_is_scored(model):
+    def batches():
+        raise AssertionError("a sample was asked for")
+        yield
+
+    with pytest.raises(ValueError, match="takes exactly one target"):
+        model.calibrate(batches(), verbose=0)
+    with pytest.raises(ValueError, match="`max_accuracy_drop` is a fraction"):
+        model.calibrate(batches(), max_accuracy_drop=-0.1, verbose=0)
+
+
+def test_missing_labels_are_said_at_the_first_batch(model, rng):
+    seen = []
+
+    def batches():
+        for _ in range(3):
+            seen.append(1)
+            yield images(4, rng)
+
+    with pytest.raises(ValueError, match=r"`calibrate` compares answers with labels"):
+        model.calibrate(batches(), max_accuracy_drop=0.1, verbose=0)
+    assert len(seen) == 1
+
+
 def test_points_are_no_fraction(model, rng):
     x = images(60, rng)
     y = answer_of_last(model, x)

@@ -66,7 +66,10 @@ def table(document):
     if rows[0]["stands_in_for"]:
         for ax in (left, right):
             ax.set_title(
-                f"stands in for {rows[0]['stands_in_for']}", loc="right", fontsize=8
+                f"stands in for {rows[0]['stands_in_for']}",
+                loc="right",
+                fontsize=8,
+                color=INK,
             )
     below(
         left,
@@ -155,17 +158,20 @@ def published(ax, document, counting):
         ax.plot(
             [x, 100], [100 * figures["accuracy"], 100 * figures["plain"]], "x", color=WRONG
         )
+        # Where both lie close together, the higher one is named above.
+        above = max(figures["accuracy"], figures["plain"]) if x > 50 else None
         for at, value, label in (
             (x, figures["accuracy"], "published, with exits"),
             (100, figures["plain"], "published, plain"),
         ):
+            up = value == above
             ax.annotate(
                 f"{label}\n{100 * value:.2f} %",
                 (at, 100 * value),
-                xytext=(0, -8),
+                xytext=(0, 8 if up else -8),
                 textcoords="offset points",
                 ha="left" if at < 60 else "right",
-                va="top",
+                va="bottom" if up else "top",
                 color=WRONG,
                 fontsize=8,
             )

@@ -64,5 +64,7 @@ def sentence(found, name, called):
     )
     if error is None:
         return f"{start}; one training cannot say whether that is noise."
+    if gain < 0:
+        return f"{start} (standard error {error:.2f}): no maximum inside."
     verdict = "exceeds" if found["exceeds_noise"] else "does not exceed"
     return f"{start} (standard error {error:.2f}): it {verdict} the noise."

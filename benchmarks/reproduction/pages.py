@@ -60,11 +60,11 @@ HEADER = (
     "plain, %",
     "with exits, %",
     "leave at each exit, %",
-    "MACs, trunk only",
-    "MACs, everything",
-    "time, trunk only",
-    "time, everything, batch 1",
-    "batch 512",
+    "times fewer MACs, trunk only",
+    "times fewer MACs, everything",
+    "times as fast, trunk only, batch 1",
+    "times as fast, everything, batch 1",
+    "times as fast, everything, batch 512",
 )
 
 
@@ -158,7 +158,7 @@ def layers(document):
         "convolutions in branch 1",
         "branch 1, %",
         "with exits, %",
-        "MACs, everything",
+        "times fewer MACs, everything",
     )
     rows = [
         (
@@ -178,7 +178,7 @@ def branch1(document):
     shown = {0.0, 0.25, 0.5, 0.75, 1.0}
     header = (
         *("network", "leave at branch 1", "accuracy, %", "largest entropy, nats"),
-        "MACs, everything",
+        "times fewer MACs, everything",
     )
     rows = []
     for (network, share), found in grouped(document["rows"], "network", "share").items():
@@ -206,7 +206,7 @@ def ways(document):
         "last exit, %",
         "leave at exit 1, %",
         "with exits, %",
-        "MACs, everything",
+        "times fewer MACs, everything",
     )
     rows = [
         (
@@ -249,7 +249,7 @@ def places(document):
         "its accuracy, %",
         "leave, %",
         "with it, %",
-        "MACs, everything",
+        "times fewer MACs, everything",
     )
     rows = [
         (
@@ -346,7 +346,7 @@ def published_gates(figures):
 def depth(document):
     header = (
         *("", "survival of the last block", "plain, %", "exits, %", "with exits, %"),
-        "MACs, everything",
+        "times fewer MACs, everything",
     )
     rows = []
     for (survival,), found in grouped(

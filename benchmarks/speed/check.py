@@ -9,6 +9,8 @@ that it holds what differs from one start to the next.
 from benchmarks.speed.networks import NETWORKS, UNTRAINED, NotTrainedError, files
 
 BATCHES, REPEATS = (32, 256), 2
+# Times that what seems worse is measured once more: of so many ratios some do by chance.
+AGAIN = 2
 RATIOS = ("gain_same_runtime", "efficiency")
 INTERVALS = {"gain_same_runtime": "gain_interval", "efficiency": "efficiency_interval"}
 # Of what both runs differ by without anything having changed, measured on a quiet machine.
@@ -20,19 +22,25 @@ def compare(committed, repeats):
 
     Args:
         committed: Rows of the committed file.
-        repeats: Rows of each repeat.
+        repeats: Rows of each repeat; those after the first `REPEATS` may lack some.
     """
     old = by_place(committed)
     new = [by_place(rows) for rows in repeats]
     found = []
-    for place in sorted(set(old) & set.intersection(*map(set, new)), key=str):
+    for place in sorted(set(old) & set.intersection(*map(set, new[:REPEATS])), key=str):
         for name in RATIOS:
-            before, now = spans(old[place], name), [spans(x[place], name) for x in new]
+            before = spans(old[place], name)
+            now = [spans(x[place], name) for x in new if place in x]
             if before is None or any(span is None for span in now):
                 continue
             low, high = min(x[0] for x in now), max(x[1] for x in now)
             found.append((place, name, before, (low, high), verdict(before, (low, high))))
     return found
+
+
+def seem_worse(found):
+    """Batch and threads of the ratios that are worse."""
+    return sorted({place[1:3] for place, *_, told in found if told == "WORSE"})
 
 
 def by_place(rows):

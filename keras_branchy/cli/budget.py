@@ -46,6 +46,23 @@ class Costs:
             "source": self.source,
         }
 
+    def check_affordable(self, text: str | None) -> None:
+        """Refuses a time below the first exit's, in the unit that it was given in.
+
+        Raises:
+            ValueError: If it is.
+        """
+        limit, is_time = budget(text)
+        least = self.milliseconds[0]
+        if text is None or limit is None or not is_time or limit >= least:
+            return
+        unit = next(unit for unit in UNITS if text.strip().endswith(unit))
+        raise ValueError(
+            f"Leaving at the first exit takes {least / UNITS[unit]:.4g} {unit}. Received: "
+            f"--max-cost {text}. Allow as much, put the first exit earlier, or give it a "
+            "smaller head."
+        )
+
     def __str__(self) -> str:
         each = ", ".join(f"{value:.4g}" for value in self.milliseconds)
         return (

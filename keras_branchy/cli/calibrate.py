@@ -215,6 +215,7 @@ def command(
         if in_time:
             costs = measured_costs(loaded, profile, profile_batch_size, report)
             target["costs"] = costs.milliseconds
+            costs.check_affordable(max_cost)
         batches = samples.tracked(batch_size, report, "Scoring every exit")
         found = loaded.calibrate(batches, verbose=0, **target)
         _write(loaded, found, out, report_path, report)

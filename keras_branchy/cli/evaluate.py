@@ -87,7 +87,7 @@ def command(
         batches = samples.tracked(batch_size, report, "Running every exit")
         logits, labels = all_logits(loaded, batches, verbose=0)
         if labels is not None:
-            warn_of_guessing(loaded, logits[-1].argmax(-1) == labels)
+            warn_of_guessing(loaded, logits[-1].argmax(-1), labels)
         result = {
             "model": str(model),
             "data": samples.describe(),

@@ -76,14 +76,24 @@ def _by_name(x: Any, inputs: Sequence[Tensor]) -> Mapping[str, Any]:
     return dict(zip(names, x, strict=True))
 
 
+def _remedy(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> str:
+    """How to make samples of this shape those that are wanted, `wanted` each."""
+    if shape == wanted:
+        return "Add a first dimension for a single sample: x[None]."
+    if (*shape[1:], 1) == wanted:
+        return "Add the last dimension: x[..., None]."
+    return "Pass a NumPy array with a row per sample, each as in training."
+
+
 def _as_array(value: Any, tensor: Tensor) -> np.ndarray:
     array = np.asarray(value)
     wanted = tensor.shape[1:]
     if array.shape[1:] != wanted or array.ndim != len(tensor.shape):
         shown = ", ".join(["samples", *map(str, wanted)])
+        received = f"shape {array.shape}" if array.ndim else type(value).__name__
         raise ValueError(
-            f"The input '{tensor.name}' must have the shape [{shown}]. Received: shape "
-            f"{array.shape}. Add a first dimension for a single sample: x[None]."
+            f"The input '{tensor.name}' must have the shape [{shown}]. Received: "
+            f"{received}. {_remedy(array.shape, wanted)}"
         )
     if array.dtype == tensor.dtype:
         return array
