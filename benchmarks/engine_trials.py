@@ -197,23 +197,22 @@ def calling(seconds):
     model = networks.b_lenet()
     images = made_up((28, 28, 1), BATCHES * 256)
     limit = np.array([np.median(entropies(model, images))], np.float32)
+    made = {
+        "tf.function": model.early_exit,
+        "concrete": model.early_exit.get_concrete_function(),
+    }
+    trial = "the concrete function in place of the `tf.function`"
     for size in (32, 256):
-        batches = [images[i : i + size] for i in range(0, BATCHES * size, size)]
-        made = model.early_exit, model.early_exit.get_concrete_function()
-        runs = {
-            name: partial(called, run, batches, limit)
-            for name, run in zip(("tf.function", "concrete"), made, strict=True)
-        }
-        agreed(runs)
-        yield contest(
-            "the concrete function in place of the `tf.function`",
-            runs,
-            seconds,
-            BATCHES * size,
-            network="b_lenet",
-            batch=size,
-            share=0.5,
-        )
+        yield of_calls(trial, made, images, size, 0.5, limit, seconds)
+
+
+def of_calls(trial, made, images, size, share, limit, seconds):
+    """The row of ways to compute B-LeNet's staged inference, which must agree."""
+    batches = [images[i : i + size] for i in range(0, BATCHES * size, size)]
+    runs = {name: partial(called, run, batches, limit) for name, run in made.items()}
+    agreed(runs)
+    about = {"network": "b_lenet", "batch": size, "share": share}
+    return contest(trial, runs, seconds, BATCHES * size, **about)
 
 
 def called(run, batches, limit):
@@ -226,30 +225,20 @@ def called(run, batches, limit):
 def searching(seconds):
     """One search an exit, and answers written over those of the exit before.
 
-    Against `tf.boolean_mask` of everything that is kept, which searches for each of them,
-    and answers put together and back in order.
+    Against `tf.boolean_mask` of all that leaves and of all that stays, which TensorFlow
+    makes two searches of, and answers put together and back in order.
     """
     model = networks.b_lenet()
     images = made_up((28, 28, 1), BATCHES * 256)
     scores = entropies(model, images)
-    made = model.early_exit.get_concrete_function(), masked(model)
+    made = {
+        "one search": model.early_exit.get_concrete_function(),
+        "boolean_mask": masked(model),
+    }
+    trial = "one search for those who stay, in TensorFlow"
     for size, share in product((32, 256), (0.25, 0.95)):
-        batches = [images[i : i + size] for i in range(0, BATCHES * size, size)]
         limit = np.array([np.quantile(scores[: BATCHES * size], share)], np.float32)
-        runs = {
-            name: partial(called, run, batches, limit)
-            for name, run in zip(("one search", "boolean_mask"), made, strict=True)
-        }
-        agreed(runs)
-        yield contest(
-            "one search for those who stay, in TensorFlow",
-            runs,
-            seconds,
-            BATCHES * size,
-            network="b_lenet",
-            batch=size,
-            share=share,
-        )
+        yield of_calls(trial, made, images, size, share, limit, seconds)
 
 
 def masked(model):

@@ -114,8 +114,8 @@ class _Staged:
         if last:
             return answers
         state, patient = self._count_agreement(state, label, score)
-        # One search for all tensors: `tf.boolean_mask` searches, and reads sizes back
-        # from a GPU, for each.
+        # One search for all tensors, and one size for a GPU to hand to the host; masks of
+        # those who leave and of those who stay would be two.
         stay = tf.where(~(leaves | patient))
         rows = tf.squeeze(stay, 1)
         tensors = {**tensors, **made}
