@@ -38,6 +38,7 @@ from keras_branchy import StageRunner, networks, stages  # noqa: E402
 from keras_branchy import batch_gate as gate_of_batches  # noqa: E402
 from keras_branchy.batch_gate import batch_gate  # noqa: E402
 from keras_branchy.criteria import gate_scores  # noqa: E402
+from keras_branchy.direct_call import direct_call  # noqa: E402
 from keras_branchy.exit_gate import exit_gate  # noqa: E402
 from keras_branchy.row_gate import row_gate, softmax  # noqa: E402
 from keras_branchy.runner.engines import open_program  # noqa: E402
@@ -193,15 +194,17 @@ def answered(exits_of, thresholds, images):
 
 # ---- TensorFlow: how the traced function is called -----------------------------------
 def calling(seconds):
-    """`early_exit` as it is, and the concrete function that it comes to."""
+    """`early_exit` as it is, the concrete function that it comes to, and its operation."""
     model = networks.b_lenet()
     images = made_up((28, 28, 1), BATCHES * 256)
     limit = np.array([np.median(entropies(model, images))], np.float32)
+    concrete = model.early_exit.get_concrete_function()
     made = {
         "tf.function": model.early_exit,
-        "concrete": model.early_exit.get_concrete_function(),
+        "concrete function": concrete,
+        "operation": direct_call(concrete),
     }
-    trial = "the concrete function in place of the `tf.function`"
+    trial = "how the traced function is called"
     for size in (32, 256):
         yield of_calls(trial, made, images, size, 0.5, limit, seconds)
 
@@ -217,7 +220,8 @@ def of_calls(trial, made, images, size, share, limit, seconds):
 
 def called(run, batches, limit):
     limit = tf.constant(limit)
-    found = ({k: v.numpy() for k, v in run(x, limit).items()} for x in batches)
+    answers = (run(tf.constant(x), limit) for x in batches)
+    found = ({k: v.numpy() for k, v in answer.items()} for answer in answers)
     return np.concatenate([answer["exits"] for answer in found])
 
 

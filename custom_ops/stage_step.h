@@ -14,8 +14,19 @@ namespace keras_branchy {
 // More than so many classes fit no kernel's scratch memory.
 constexpr int64_t kMostStepClasses = 4096;
 
-// Mirrored by keras_branchy/native_step.py; every member is eight bytes wide, so that
-// there is no padding.
+// What samples are told, exit after exit; row i is sample `first` + i. It and
+// `StageStep` are mirrored by keras_branchy/native_step.py; every member is eight bytes
+// wide, so that there is no padding.
+struct StageAnswers {
+  int64_t first;
+  int64_t* labels;
+  float* probabilities;  // [samples, classes]
+  int64_t* exits;        // -1 for those who stay, of whom nothing else is written
+  float* scores;
+  int64_t* previous;  // the last label, -1 for none; null without patience
+  int64_t* agreed;    // how many exits in a row gave it
+};
+
 struct StageStep {
   // The exit.
   int64_t classes;    // from 1 to kMostStepClasses
@@ -26,14 +37,7 @@ struct StageStep {
   double threshold;   // a float32
   double coefficients[4];  // of `learned`
 
-  // Answers: row i is sample `first` + i.
-  int64_t first;
-  int64_t* labels;
-  float* probabilities;  // [samples, classes]
-  int64_t* exits;        // written for those who leave only
-  float* scores;
-  int64_t* previous;  // the last label, -1 for none; null without patience
-  int64_t* agreed;    // how many exits in a row gave it
+  const StageAnswers* answers;  // of all exits of a walk
 
   // Those who stay go behind `end` rows that wait already.
   int64_t* waiting;
@@ -46,10 +50,11 @@ struct StageStep {
 
 // Takes `rows` samples through an exit.
 //
-// `logits` is [rows, classes], `who` their numbers. Returns how many stay, or -1 where
-// a logit is not finite; then nothing is written.
+// `logits` is [rows, classes], `who` their numbers, or null where they are `start` and
+// those after it. Returns how many stay, or -1 where a logit is not finite; then
+// nothing is written.
 int64_t RunStageStep(const StageStep& step, const float* logits, const int64_t* who,
-                     int64_t rows, Isa isa);
+                     int64_t start, int64_t rows, Isa isa);
 
 }  // namespace keras_branchy
 

@@ -168,31 +168,39 @@ bool Leaves(const StageStep& step, int64_t row, float score, int64_t label) {
   const float threshold = static_cast<float>(step.threshold);
   bool leaves = step.criterion == kEntropy ? score < threshold : score >= threshold;
   if (step.patience > 0) {
-    const bool again = step.previous[row] == label;
-    step.agreed[row] = again ? step.agreed[row] + 1 : 1;
-    step.previous[row] = label;
-    leaves = leaves || step.agreed[row] >= step.patience;
+    const StageAnswers& to = *step.answers;
+    to.agreed[row] = to.previous[row] == label ? to.agreed[row] + 1 : 1;
+    to.previous[row] = label;
+    leaves = leaves || to.agreed[row] >= step.patience;
   }
   return leaves;
 }
 
 void Answer(const StageStep& step, const Tile& tile, int r, int64_t row) {
-  step.labels[row] = tile.label[r];
-  step.exits[row] = step.stage;
-  step.scores[row] = tile.score[r];
+  const StageAnswers& to = *step.answers;
+  to.labels[row] = tile.label[r];
+  to.exits[row] = step.stage;
+  to.scores[row] = tile.score[r];
   const double* e = tile.e + r * step.classes;
-  float* probabilities = step.probabilities + row * step.classes;
+  float* probabilities = to.probabilities + row * step.classes;
   const double share = 1.0 / (1.0 + tile.rest[r]);
   for (int64_t c = 0; c < step.classes; ++c) {
     probabilities[c] = static_cast<float>(e[c] * share);
   }
 }
 
+// The numbers of the samples of a chunk.
+struct Numbers {
+  const int64_t* who;  // or null
+  int64_t start;
+  int64_t operator[](int64_t row) const { return who ? who[row] : start + row; }
+};
+
 // Rows [begin, end) of the chunk stay, as the `stayed`th and so on.
-void Keep(const StageStep& step, const int64_t* who, int64_t begin, int64_t end,
+void Keep(const StageStep& step, const Numbers& who, int64_t begin, int64_t end,
           int64_t stayed) {
   const int64_t count = end - begin, at = step.end + stayed;
-  memcpy(step.waiting + at, who + begin, count * sizeof(int64_t));
+  for (int64_t i = 0; i < count; ++i) step.waiting[at + i] = who[begin + i];
   for (int64_t t = 0; t < step.tensors; ++t) {
     const int64_t bytes = step.bytes[t];
     memcpy(step.to[t] + at * bytes, step.from[t] + begin * bytes, count * bytes);
@@ -204,13 +212,14 @@ void Keep(const StageStep& step, const int64_t* who, int64_t begin, int64_t end,
 namespace KERAS_BRANCHY_ISA {
 
 int64_t Step(const StageStep& step, const float* logits, const int64_t* who,
-             int64_t rows) {
+             int64_t start, int64_t rows) {
   const KeepDenormals keep;
   (void)keep;
   if (!AllFinite(logits, rows * step.classes)) return -1;
   const int64_t fitting = kNumbers / step.classes;
   const int most = fitting < kRows ? static_cast<int>(fitting) : kRows;
   Tile tile;
+  const Numbers numbers{who, start};
   int64_t stayed = 0, kept = 0;  // of `stayed` rows, those before `kept` are copied
   int64_t run = 0;               // where the rows began that stay and follow each other
   for (int64_t first = 0; first < rows; first += most) {
@@ -218,18 +227,19 @@ int64_t Step(const StageStep& step, const float* logits, const int64_t* who,
     Exponentials(logits + first * step.classes, step.classes, count, &tile);
     Score(step, count, &tile);
     for (int r = 0; r < count; ++r) {
-      const int64_t row = who[first + r] - step.first;
+      const int64_t row = numbers[first + r] - step.answers->first;
       if (step.is_last || Leaves(step, row, tile.score[r], tile.label[r])) {
-        if (stayed > kept) Keep(step, who, run, first + r, kept);
+        if (stayed > kept) Keep(step, numbers, run, first + r, kept);
         kept = stayed;
         run = first + r + 1;
         Answer(step, tile, r, row);
       } else {
+        step.answers->exits[row] = -1;
         ++stayed;
       }
     }
   }
-  if (stayed > kept) Keep(step, who, run, rows, kept);
+  if (stayed > kept) Keep(step, numbers, run, rows, kept);
   return stayed;
 }
 

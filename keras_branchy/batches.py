@@ -13,7 +13,7 @@ import numpy as np
 if TYPE_CHECKING:
     from keras_branchy.branchy_model import BranchyModel
 
-__all__ = ["batches_of", "is_arrays"]
+__all__ = ["batches_of", "is_arrays", "is_batch"]
 
 
 def batches_of(
@@ -76,6 +76,18 @@ def batches_of(
 def is_arrays(data: Any) -> bool:
     """Whether `data` is samples, and not batches of them."""
     return isinstance(data, (list, tuple, dict)) or hasattr(data, "shape")
+
+
+def is_batch(model: BranchyModel, data: Any, batch_size: int | None) -> bool:
+    """Whether `data` is the one batch that `batches_of` would make of it, as it is."""
+    return (
+        isinstance(data, np.ndarray)
+        and batch_size is not None
+        and len(model.inputs) == 1
+        and not isinstance(model._inputs_struct, dict)
+        and _is_input(data, model.inputs[0])
+        and 0 < len(data) <= batch_size
+    )
 
 
 def _slices(data: Any, y: Any, batch_size: int) -> tuple[Iterator, int]:
@@ -176,10 +188,9 @@ def _by_name(x: dict[str, Any], model: BranchyModel) -> Any:
 
 def _as_input(value: Any, declared: Any) -> Any:
     """One input; a last axis of size 1 is added or left out as in `predict`."""
-    if isinstance(value, np.ndarray) and value.dtype.name == declared.dtype:
+    if isinstance(value, np.ndarray) and _is_input(value, declared):
         # What is computed from it converts it in a third of the time.
-        if _fits(value.shape, declared.shape):
-            return value
+        return value
     tensor = keras.ops.convert_to_tensor(value, dtype=declared.dtype)
     wanted, received = tuple(declared.shape), tuple(tensor.shape)
     if len(received) == len(wanted) - 1 and wanted[-1] == 1:
@@ -198,6 +209,11 @@ def _as_input(value: Any, declared: Any) -> Any:
             )
         )
     return tensor
+
+
+def _is_input(array: np.ndarray, declared: Any) -> bool:
+    """Whether an array needs nothing done to it."""
+    return array.dtype.name == declared.dtype and _fits(array.shape, declared.shape)
 
 
 def _fits(shape: Any, declared: Any) -> bool:

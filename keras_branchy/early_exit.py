@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 
-from keras_branchy.batches import batches_of, is_arrays
+from keras_branchy.batches import batches_of, is_arrays, is_batch
+from keras_branchy.direct_call import direct_call
 from keras_branchy.exit_gate import exit_gate
 from keras_branchy.graph import producer
 from keras_branchy.thresholds import gate_thresholds
@@ -92,9 +93,11 @@ class _Staged:
             state["label"] = tf.fill([batch], tf.constant(-1, tf.int64))
             state["agreed"] = tf.zeros([batch], tf.int64)
         # No stage sees an empty batch: oneDNN's convolutions give it a wrong shape.
-        return tf.cond(
+        answers = tf.cond(
             batch > 0, lambda: self._from(0, state, tensors, thresholds), self._nobody
         )
+        answers["probabilities"] = tf.nn.softmax(answers.pop("logits"))
+        return answers
 
     def _from(
         self, index: int, state: dict, tensors: dict, thresholds: tf.Tensor
@@ -156,7 +159,7 @@ class _Staged:
 
         return {
             "labels": label,
-            "probabilities": tf.nn.softmax(logits),
+            "logits": logits,
             "exits": tf.fill(tf.shape(label), tf.constant(index, tf.int64)),
             "scores": score,
         }
@@ -199,15 +202,17 @@ def _answers(
     verbose: Any,
     steps: int | None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    limits = _limits(model)
-    run = _call(model)
+    run, limits = _call(model), _limits(model)
+
+    def answered(x: Any) -> dict[str, np.ndarray]:
+        return {name: answer.numpy() for name, answer in run(_tensors(x), limits).items()}
+
     if batch_size is None and is_arrays(data):
         batch_size = _batch_size(model)
+    if verbose == 0 and steps is None and is_batch(model, data, batch_size):
+        return map(answered, [data])
     batches = batches_of(model, data, None, batch_size, verbose, steps)
-    return (
-        {name: answer.numpy() for name, answer in run(_tensor(x), limits).items()}
-        for x, _ in batches
-    )
+    return (answered(x) for x, _ in batches)
 
 
 def _limits(model: BranchyModel) -> tf.Tensor:
@@ -230,21 +235,20 @@ def _batch_size(model: BranchyModel) -> int:
     return settings.batch_size
 
 
-def _tensor(x: Any) -> Any:
-    """An array as a tensor, which is faster than to let the function make one of it."""
+def _tensors(x: Any) -> Any:
+    """Arrays as tensors, in the same structure."""
     import tensorflow as tf
 
-    return tf.constant(x) if isinstance(x, np.ndarray) else x
+    if isinstance(x, np.ndarray):
+        return tf.constant(x)
+    return tf.nest.map_structure(tf.convert_to_tensor, x)
 
 
-def _call(model: BranchyModel) -> Any:
-    """What `early_exit` calls in the end.
-
-    A `tf.function` holds all arguments against its signature first, and looking up what it
-    traced takes as long again: together as long as a small stage.
-    """
+def _call(model: BranchyModel) -> Callable[..., dict[str, tf.Tensor]]:
+    """What `early_exit` comes to for a batch, kept from call to call."""
     if model._settings.early_exit_call is None:
-        model._settings.early_exit_call = model.early_exit.get_concrete_function()
+        function = model.early_exit.get_concrete_function()
+        model._settings.early_exit_call = direct_call(function)
     return model._settings.early_exit_call
 
 

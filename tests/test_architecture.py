@@ -38,7 +38,7 @@ LAYERS = (
     ("exit_branch", "exit_gate", "exit_scores"),
     ("attach", "early_exiting"),
     ("branchy_model",),
-    ("stages", "batches"),
+    ("stages", "batches", "direct_call"),
     ("stage_logits",),
     ("early_exit", "cost", "held_out"),
     ("scoring",),

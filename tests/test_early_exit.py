@@ -8,7 +8,8 @@ import tensorflow as tf
 from cases import exits, images, residual
 from keras import layers
 
-from keras_branchy import BranchyModel, ExitBranch, early_exit
+from keras_branchy import BranchyModel, ExitBranch, direct_call, early_exit
+from keras_branchy.thresholds import gate_thresholds
 
 
 def identity(size):
@@ -183,6 +184,57 @@ def test_data_of_every_kind_gives_the_same_answers(rng):
         got = model.predict_early(data, verbose=0, **options)
         for field in ("labels", "exits", "probabilities", "scores"):
             np.testing.assert_array_equal(getattr(got, field), getattr(want, field))
+
+
+def called(model, x):
+    """What the traced function answers, called as any `tf.function`."""
+    thresholds = gate_thresholds(model.thresholds, model.criteria)
+    answer = model.early_exit(x, tf.constant(thresholds))
+    return {name: value.numpy() for name, value in answer.items()}
+
+
+def assert_answers(got, want):
+    for field, value in want.items():
+        np.testing.assert_array_equal(getattr(got, field), value, strict=True)
+
+
+def test_predict_early_answers_as_the_traced_function_does(rng, monkeypatch):
+    model = BranchyModel(residual(), exits("stem", "late"))
+    x = images(40, rng)
+    model.thresholds = at_median(model, x)
+    want = called(model, tf.constant(x))
+    assert len(np.unique(want["exits"])) == 3
+    assert_answers(model.predict_early(x, verbose=0), want)  # one batch, as it is
+    assert_answers(model.predict_early(x, verbose=0, steps=1), want)
+    assert_answers(model.predict_early(tf.constant(x), verbose=0), want)
+    model.set_weights([0.9 * weights for weights in model.get_weights()])
+    assert_answers(model.predict_early(x, verbose=0), called(model, tf.constant(x)))
+    with tf.GradientTape():  # watches the weights
+        assert_answers(model.predict_early(x, verbose=0), called(model, tf.constant(x)))
+    # As where there is a GPU.
+    monkeypatch.setattr(direct_call, "_is_elsewhere", lambda: True)
+    model._settings.early_exit_call = None
+    assert_answers(model.predict_early(x, verbose=0), called(model, tf.constant(x)))
+    assert model._settings.early_exit_call is not None
+
+
+@pytest.mark.parametrize("structure", [dict, list])
+def test_several_inputs_reach_the_traced_function_in_order(rng, structure):
+    inputs = {name: keras.Input((3,), name=name) for name in ("zulu", "alpha", "mike")}
+    tap = layers.Dense(3, name="tap")(inputs["zulu"] - 2.0 * inputs["alpha"])
+    last = layers.Dense(4, activation="softmax")(
+        layers.Concatenate()([tap, inputs["mike"]])
+    )
+    given = inputs if structure is dict else [*inputs.values()]
+    model = BranchyModel(keras.Model(given, last), {"tap": ExitBranch(4)})
+    x = {name: rng.normal(size=(30, 3)).astype(np.float32) for name in inputs}
+    x = x if structure is dict else [*x.values()]
+    model.thresholds = at_median(model, x)
+    got = model.predict_early(x, verbose=0)
+    assert 10 <= (got.exits == 0).sum() <= 20
+    every = model.predict(x, verbose=0)
+    rows = np.stack([every[name] for name in model.exit_names])[got.exits, np.arange(30)]
+    np.testing.assert_allclose(got.probabilities, rows, rtol=1e-5, atol=1e-6)
 
 
 def test_a_stream_gives_the_same_answers_batch_by_batch(rng):

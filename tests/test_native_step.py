@@ -9,7 +9,7 @@ import pytest
 
 from keras_branchy import native_step
 from keras_branchy.criteria import CRITERIA, gate_scores
-from keras_branchy.native_step import MOST_CLASSES, NativeStep
+from keras_branchy.native_step import MOST_CLASSES, Answers, NativeStep
 from keras_branchy.waiting import Waiting
 
 SWITCH = "KERAS_BRANCHY_CUSTOM_OPS"
@@ -33,9 +33,9 @@ def by(request, library):
     call = forced.keras_branchy_stage_step_by
     call.restype = ctypes.c_int64
     pointer, number = ctypes.c_void_p, ctypes.c_int64
-    call.argtypes = [number, pointer, pointer, pointer, number]
+    call.argtypes = [number, pointer, pointer, pointer, number, number]
     isa = ISAS[request.param]
-    if call(isa, *[ctypes.byref(native_step._Step(classes=1))] * 3, 0) == -2:
+    if call(isa, *[ctypes.byref(native_step._Step(classes=1))] * 3, 0, 0) == -2:
         pytest.skip(f"this processor lacks {request.param}")
 
     class Forced:
@@ -55,7 +55,7 @@ class Exit:
         self.arrays = {
             "labels": np.full(count, -7),
             "probabilities": np.full((count, classes), -7, np.float32),
-            "exits": np.full(count, -1),
+            "exits": np.full(count, -7),
             "scores": np.full(count, -7, np.float32),
         }
         if patience:
@@ -66,9 +66,10 @@ class Exit:
         self.step = NativeStep(
             *(library, STAGE, criterion, self.coefficients, threshold, classes, patience),
             ["rows", "bytes"],
+            Answers(
+                FIRST, **{name: native_step.address(x) for name, x in self.arrays.items()}
+            ),
         )
-        places = {name: native_step.address(x) for name, x in self.arrays.items()}
-        self.step.answer_into(FIRST, places)
         self.waiting = Waiting()
 
     def run(self, logits, who, carried=None):
@@ -118,9 +119,11 @@ def test_samples_leave_or_wait_as_in_float64(by, rng, criterion, classes):
         here.arrays["probabilities"][to], probabilities[leaves], rtol=1e-7, atol=1e-37
     )
     others = np.setdiff1d(np.arange(count + 5), to)
-    assert (here.arrays["exits"][others] == -1).all()
     assert (here.arrays["labels"][others] == -7).all()
     stay = who[~leaves]
+    assert (here.arrays["exits"][stay - FIRST] == -1).all()
+    absent = np.setdiff1d(others, stay - FIRST)
+    assert len(absent) == 5 and (here.arrays["exits"][absent] == -7).all()
     waiting, tensors = here.waiting.take(count)
     np.testing.assert_array_equal(waiting, stay)
     for name, value in here.carried(stay).items():
@@ -158,6 +161,19 @@ def test_those_who_stay_go_behind_those_who_wait(by, rng):
     np.testing.assert_array_equal(tensors["rows"], here.carried(left)["rows"])
 
 
+def test_numbers_that_follow_each_other_may_be_a_range(by, rng):
+    logits, who = logits_of(rng, 50, 10), range(FIRST + 7, FIRST + 57)
+    here, other = (Exit(by, "entropy", 1.2, 10, 60) for _ in range(2))
+    assert here.run(logits, who, here.carried(np.array(who)))
+    assert other.run(logits, np.array(who))
+    for name, array in here.arrays.items():
+        np.testing.assert_array_equal(array, other.arrays[name])
+    (stay, mine), (others, theirs) = here.waiting.take(50), other.waiting.take(50)
+    assert 0 < len(stay) < 50
+    np.testing.assert_array_equal(stay, others)
+    np.testing.assert_array_equal(mine["rows"], theirs["rows"])
+
+
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_a_score_at_the_threshold(by, rng, criterion):
     logits = logits_of(rng, 1, 10)
@@ -168,7 +184,7 @@ def test_a_score_at_the_threshold(by, rng, criterion):
         here = Exit(by, criterion, float(threshold), 10, 1)
         assert here.run(logits, np.array([FIRST]))
         expected = CRITERIA[criterion].exits(score, threshold)
-        assert (here.arrays["exits"][0] == STAGE) == expected
+        assert here.arrays["exits"][0] == (STAGE if expected else -1)
         assert here.waiting.count == 1 - expected
 
 

@@ -17,7 +17,7 @@ from benchmarks.speed.team import ROOT, Team, Torch
 
 COMPILED_AT = (1, 32, 256)  # batches at which torch.compile is timed
 ENGINE = (
-    *("early_exit*.py", "reference.py", "native*.py", "batches.py"),
+    *("early_exit*.py", "direct_call.py", "reference.py", "native*.py", "batches.py"),
     *("stage*.py", "walk.py", "waiting.py", "*_gate.py", "streaming.py", "runner/*.py"),
     *("../custom_ops/lanes.h", "../custom_ops/stage_step*"),
 )

@@ -43,7 +43,9 @@ class StageEngine:
     ) -> tuple[np.ndarray, Rest]:
         """Logits of a chunk, and what gives the rest; see `walk.Engine`."""
         program, size = self._stages[stage].fitting(count)
-        return program.run(_padded(tensors, size, count))[:count], program.views
+        if size == count:
+            return program.run(tensors), program.views
+        return program.run(_padded(tensors, size - count))[:count], program.views
 
     def every_exit(self, samples: dict[str, np.ndarray], count: int) -> list[np.ndarray]:
         """Scores [N, B], labels [N, B], probabilities [N, B, C]."""
@@ -105,10 +107,7 @@ def told(logits: np.ndarray, gates: Sequence[Gate]) -> list[np.ndarray]:
     return [np.stack(part) for part in zip(*rows, strict=True)]
 
 
-def _padded(tensors: Mapping[str, Any], size: int, count: int) -> Mapping[str, Any]:
-    if size == count:
-        return tensors
-    missing = size - count
+def _padded(tensors: Mapping[str, Any], missing: int) -> Mapping[str, Any]:
     return {
         name: np.concatenate([value, np.repeat(value[-1:], missing, 0)])
         for name, value in tensors.items()

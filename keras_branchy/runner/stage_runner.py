@@ -19,7 +19,7 @@ from keras_branchy.runner.samples import SampleReader
 from keras_branchy.runner.stage_engine import StageEngine, rules_of
 from keras_branchy.streaming import check_max_wait, in_order
 from keras_branchy.thresholds import check_thresholds, gate_thresholds
-from keras_branchy.walk import ANSWERS, Walk
+from keras_branchy.walk import Walk
 
 __all__ = ["StageRunner"]
 
@@ -151,7 +151,7 @@ class StageRunner:
             walk.enter(self._driver, samples, count)
             walk.flush(self._driver)
             self._done = walk
-            return [getattr(walk, name) for name in ANSWERS]
+            return [walk.labels, walk.probabilities, walk.exits, walk.scores]
 
     def _new_walk(self, gate: np.ndarray, count: int) -> Walk:
         """One for `count` samples: the last one, where it ended well, or another."""
