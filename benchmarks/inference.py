@@ -119,22 +119,19 @@ def check(args):
         print(f"The committed ratios are of another processor: {before}, here {now}.")
     name = checks.network(args.store)
 
-    def measured(index, **what):
-        run = run_of(args, names=[name], work=args.work / f"check_{index}", **what)
+    def measured(**what):
+        run = run_of(args, names=[name], work=args.work / "check", **what)
         run.forget()
         run.measure()
         return run.assembled()["rows"]
 
-    repeats = [
-        measured(index, batches=list(checks.BATCHES)) for index in range(checks.REPEATS)
-    ]
+    repeats = [measured(batches=list(checks.BATCHES)) for _ in range(checks.REPEATS)]
     found = checks.compare(committed["rows"], repeats)
     for _ in range(checks.AGAIN):
         cells = checks.seem_worse(found)
         for batch, threads in cells:
             print(f"Batch {batch} on {threads} threads seems worse: once more.", flush=True)
-            more = measured(len(repeats), batches=[batch], threads=[threads])
-            repeats.append(more)
+            repeats.append(measured(batches=[batch], threads=[threads]))
         found = checks.compare(committed["rows"], repeats)
     told, fine = checks.conclusion(found)
     print(checks.table(found))

@@ -374,6 +374,13 @@ def test_what_differs_between_two_starts_is_noise():
     assert check.conclusion(found)[1]
 
 
+def test_the_committed_ratio_is_as_uncertain_as_repeats_show():
+    committed = [row_with(2.0)]
+    for repeats, fine in (((1.6, 1.6), False), ((1.4, 1.8), True), ((1.3, 1.5), False)):
+        found = check.compare(committed, [[row_with(gain)] for gain in repeats])
+        assert check.conclusion(found)[1] == fine, repeats
+
+
 def test_what_seems_worse_is_named_and_may_be_measured_once_more():
     committed = [row_with(2.0), row_with(2.0, batch=256)]
     repeats = [[row_with(1.5), row_with(2.0, batch=256)]] * 2
