@@ -202,7 +202,8 @@ def _answers(
     verbose: Any,
     steps: int | None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    run, limits = _call(model), _limits(model)
+    limits = _limits(model)
+    run = _call(model)
 
     def answered(x: Any) -> dict[str, np.ndarray]:
         return {name: answer.numpy() for name, answer in run(_tensors(x), limits).items()}
