@@ -39,14 +39,17 @@ from keras_branchy import batch_gate as gate_of_batches  # noqa: E402
 from keras_branchy.batch_gate import batch_gate  # noqa: E402
 from keras_branchy.criteria import gate_scores  # noqa: E402
 from keras_branchy.direct_call import direct_call  # noqa: E402
+from keras_branchy.early_exit import quick_call  # noqa: E402
 from keras_branchy.exit_gate import exit_gate  # noqa: E402
 from keras_branchy.row_gate import row_gate, softmax  # noqa: E402
+from keras_branchy.runner import thread_choice  # noqa: E402
 from keras_branchy.runner.engines import open_program  # noqa: E402
 from keras_branchy.runner.manifest import Manifest  # noqa: E402
 from keras_branchy.thresholds import gate_thresholds  # noqa: E402
 
 FEWEST = 5  # rounds, however long they take
 BATCHES = 16  # different ones
+WARM = 20  # times, until few samples of a late stage have come to a choice too
 
 
 def main():
@@ -107,6 +110,39 @@ def threads(seconds):
                     batch=size,
                     share=share,
                 )
+
+
+def choosing(seconds):
+    """As many threads as are faster, all or one, against all of them.
+
+    Also where there are more threads than cores, as on a machine that others use too.
+    """
+    model = networks.b_lenet()
+    images = made_up((28, 28, 1), 128)
+    model.thresholds = [float(np.quantile(entropies(model, images), 0.95))]
+    with tempfile.TemporaryDirectory() as folder:
+        for size, count in product((1, 8), (2, 4)):
+            path = Path(folder) / str(size)
+            fixed = 1 if size == 1 else None
+            model.export_stages(path, format="litert", batch_size=fixed, verbose=0)
+            batches = [images[i : i + size] for i in range(0, len(images), size)]
+            runs = {}
+            for way, short in (("chosen", thread_choice.SHORT), ("all", -1.0)):
+                runner = StageRunner(path, threads=count)
+                runs[way] = partial(over, partial(in_one, runner, None), batches)
+                with mock.patch.object(thread_choice, "SHORT", short):
+                    for _ in range(WARM):
+                        runs[way]()
+            agreed(runs)
+            yield contest(
+                f"one thread where it is faster, of {count} on two cores",
+                runs,
+                seconds,
+                len(images),
+                network="b_lenet",
+                batch=size,
+                share=0.95,
+            )
 
 
 def in_one(runner, limits, x):
@@ -194,7 +230,10 @@ def answered(exits_of, thresholds, images):
 
 # ---- TensorFlow: how the traced function is called -----------------------------------
 def calling(seconds):
-    """`early_exit` as it is, the concrete function that it comes to, and its operation."""
+    """`early_exit` as it is, the concrete function that it comes to, and its operation.
+
+    The last is traced for at least one sample, and so without the condition around it all.
+    """
     model = networks.b_lenet()
     images = made_up((28, 28, 1), BATCHES * 256)
     limit = np.array([np.median(entropies(model, images))], np.float32)
@@ -203,6 +242,7 @@ def calling(seconds):
         "tf.function": model.early_exit,
         "concrete function": concrete,
         "operation": direct_call(concrete),
+        "operation, never empty": quick_call(model),
     }
     trial = "how the traced function is called"
     for size in (32, 256):
@@ -580,7 +620,7 @@ class Exported:
 
 
 TRIALS = (
-    *(threads, sharing, calling, searching, pooling),
+    *(threads, choosing, sharing, calling, searching, pooling),
     *(chunks, resizing, steps, gates, many_classes),
 )
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from keras_branchy.branchy_model import BranchyModel
 
-__all__ = ["EarlyExitResult", "build", "good_batch_size", "predict", "stream"]
+__all__ = ["EarlyExitResult", "build", "good_batch_size", "predict", "quick_call", "stream"]
 
 # Of the largest activation, at the batch size that is taken when none is given.
 _ACTIVATION_BYTES = 64 << 20
@@ -54,6 +55,11 @@ def build(model: BranchyModel) -> tf.types.experimental.GenericFunction:
     Raises:
         RuntimeError: If Keras runs on another backend than TensorFlow.
     """
+    return _traced(model, _Staged.run)
+
+
+def _traced(model: BranchyModel, run: Callable) -> tf.types.experimental.GenericFunction:
+    """A method of `_Staged` as a function of inputs and thresholds."""
     if keras.backend.backend() != "tensorflow":
         raise RuntimeError(
             "Staged inference runs on Keras' TensorFlow backend. Received: "
@@ -62,13 +68,13 @@ def build(model: BranchyModel) -> tf.types.experimental.GenericFunction:
         )
     import tensorflow as tf
 
-    staged = _Staged(model)
+    staged = functools.partial(run, _Staged(model))
     inputs = keras.tree.map_structure(
         lambda x: tf.TensorSpec((None, *x.shape[1:]), x.dtype, x.name),
         model._inputs_struct,
     )
     thresholds = tf.TensorSpec([len(model.criteria)], tf.float32, "thresholds")
-    return tf.function(staged.run, input_signature=[inputs, thresholds], autograph=False)
+    return tf.function(staged, input_signature=[inputs, thresholds], autograph=False)
 
 
 class _Staged:
@@ -84,20 +90,24 @@ class _Staged:
         self.names = [producer(tensor).operation.name for tensor in model.inputs]
 
     def run(self, inputs: Any, thresholds: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The answers of any number of samples."""
+        import tensorflow as tf
+
+        # No stage sees an empty batch: oneDNN's convolutions give it a wrong shape.
+        batch = tf.shape(keras.tree.flatten(inputs)[0])[0]
+        return tf.cond(batch > 0, lambda: self.run_some(inputs, thresholds), self._nobody)
+
+    def run_some(self, inputs: Any, thresholds: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The answers of at least one, without a condition that hands on each weight."""
         import tensorflow as tf
 
         tensors = dict(zip(self.names, keras.tree.flatten(inputs), strict=True))
-        batch = tf.shape(next(iter(tensors.values())), out_type=tf.int64)[0]
         state = {}
         if self.patience is not None:
+            batch = tf.shape(next(iter(tensors.values())), out_type=tf.int64)[0]
             state["label"] = tf.fill([batch], tf.constant(-1, tf.int64))
             state["agreed"] = tf.zeros([batch], tf.int64)
-        # No stage sees an empty batch: oneDNN's convolutions give it a wrong shape.
-        answers = tf.cond(
-            batch > 0, lambda: self._from(0, state, tensors, thresholds), self._nobody
-        )
-        answers["probabilities"] = tf.nn.softmax(answers.pop("logits"))
-        return answers
+        return _with_probabilities(self._from(0, state, tensors, thresholds))
 
     def _from(
         self, index: int, state: dict, tensors: dict, thresholds: tf.Tensor
@@ -168,7 +178,15 @@ class _Staged:
         import tensorflow as tf
 
         logits = tf.zeros([0, self.num_classes])
-        return self._answers(0, tf.zeros([0], tf.int64), logits, tf.zeros([0]))
+        answers = self._answers(0, tf.zeros([0], tf.int64), logits, tf.zeros([0]))
+        return _with_probabilities(answers)
+
+
+def _with_probabilities(answers: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    import tensorflow as tf
+
+    logits = answers.pop("logits")
+    return {**answers, "probabilities": tf.nn.softmax(logits)}
 
 
 def predict(
@@ -203,10 +221,13 @@ def _answers(
     steps: int | None,
 ) -> Iterator[dict[str, np.ndarray]]:
     limits = _limits(model)
-    run = _call(model)
+    call = quick_call(model)
 
     def answered(x: Any) -> dict[str, np.ndarray]:
-        return {name: answer.numpy() for name, answer in run(_tensors(x), limits).items()}
+        some = x if isinstance(x, np.ndarray) else keras.tree.flatten(x)[0]
+        answer = call if len(some) else model.early_exit
+        answers = answer(_tensors(x), limits)
+        return {name: answer.numpy() for name, answer in answers.items()}
 
     if batch_size is None and is_arrays(data):
         batch_size = _batch_size(model)
@@ -245,10 +266,10 @@ def _tensors(x: Any) -> Any:
     return tf.nest.map_structure(tf.convert_to_tensor, x)
 
 
-def _call(model: BranchyModel) -> Callable[..., dict[str, tf.Tensor]]:
-    """What `early_exit` comes to for a batch, kept from call to call."""
+def quick_call(model: BranchyModel) -> Callable[..., dict[str, tf.Tensor]]:
+    """`early_exit` for at least one sample, called directly, kept from call to call."""
     if model._settings.early_exit_call is None:
-        function = model.early_exit.get_concrete_function()
+        function = _traced(model, _Staged.run_some).get_concrete_function()
         model._settings.early_exit_call = direct_call(function)
     return model._settings.early_exit_call
 

@@ -128,14 +128,18 @@ class Walk:
         self._places = Answers()
         self._native = rules.native_steps(thresholds, self._places)
         self._waiting = [Waiting() for _ in rules.criteria]
-        self.begin(capacity)
-
-    def begin(self, capacity: int) -> None:
-        """Begins anew with other samples, once everybody has left."""
         self.first = 0  # the sample that row 0 of the answers belongs to
         self.released = 0  # how many of the rows nobody asks for any more
         self.entered = 0
         self._allocate(capacity)
+
+    def begin(self, capacity: int) -> None:
+        """Begins anew with other samples, once everybody has left."""
+        self.first = self._places.first = self.released = self.entered = 0
+        if capacity > len(self.exits):
+            self._allocate(capacity)
+        elif self.rules.patience is not None:
+            self._nobody_met(0)
 
     def enter(self, engine: Engine, tensors: Tensors, count: int) -> None:
         """Runs the first stage for `count` more samples, and what has filled up by then."""
@@ -161,8 +165,10 @@ class Walk:
 
     def answers(self, count: int) -> dict[str, np.ndarray]:
         """The answers of the first `count` samples that are held, which must be there."""
+        if count == len(self.exits):
+            return {name: getattr(self, name).copy() for name in ANSWERS}
         rows = slice(self.released, self.released + count)
-        return {name: getattr(self, name)[rows] for name in ANSWERS}
+        return {name: getattr(self, name)[rows].copy() for name in ANSWERS}
 
     def answered(self, count: int) -> bool:
         """Whether the first `count` samples that are held have left."""
@@ -179,9 +185,9 @@ class Walk:
         self.exits = np.empty(capacity, np.int64)
         self.scores = np.empty(capacity, np.float32)
         if self.rules.patience is not None:
-            # Nobody has met an exit yet.
-            self.previous = np.full(capacity, -1, np.int64)
-            self.agreed = np.zeros(capacity, np.int64)
+            self.previous = np.empty(capacity, np.int64)
+            self.agreed = np.empty(capacity, np.int64)
+            self._nobody_met(0)
         if self._native is not None:
             places = self._places
             places.first = self.first
@@ -193,6 +199,11 @@ class Walk:
                 places.previous = address(self.previous)
                 places.agreed = address(self.agreed)
 
+    def _nobody_met(self, row: int) -> None:
+        """From a row on samples have met no exit yet."""
+        self.previous[row:] = -1
+        self.agreed[row:] = 0
+
     def _arrays(self) -> list[tuple[str, np.ndarray]]:
         counted = () if self.rules.patience is None else ("previous", "agreed")
         return [(name, getattr(self, name)) for name in (*ANSWERS, *counted)]
@@ -201,11 +212,14 @@ class Walk:
         """Moves the rows that are held to the front, of larger arrays if need be."""
         old, gone, size = dict(self._arrays()), self.released, len(self.exits)
         self.first, self.released = self.first + gone, 0
+        self._places.first = self.first
         held = self.entered - self.first
-        # Answers that were given away stay as they are, so arrays are new ones.
-        self._allocate(size if 2 * held <= size else 2 * held)
+        if 2 * held > size:
+            self._allocate(2 * held)
         for name, array in old.items():
             getattr(self, name)[: size - gone] = array[gone:]
+        if self.rules.patience is not None:
+            self._nobody_met(size - gone)
 
     def _run(
         self, engine: Engine, stage: int, who: np.ndarray | range, tensors: Tensors

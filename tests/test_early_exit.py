@@ -219,6 +219,42 @@ def test_predict_early_answers_as_the_traced_function_does(rng, monkeypatch):
     assert hasattr(model._settings.early_exit_call, "captured_inputs")
 
 
+def test_a_function_whose_captures_are_made_late_is_called_itself():
+    late = [tf.constant(1.0), tf.constant(2.0)]
+
+    @tf.function
+    def function(x):
+        graph = tf.compat.v1.get_default_graph()
+        return {"y": x + graph.capture_call_time_value(lambda: late[0], tf.TensorSpec(()))}
+
+    concrete = function.get_concrete_function(tf.TensorSpec(()))
+    call = direct_call.direct_call(concrete)
+    assert call is concrete
+    assert float(call(tf.constant(3.0))["y"]) == 4.0
+    late.reverse()
+    assert float(call(tf.constant(3.0))["y"]) == 5.0
+
+
+def test_empty_batches_among_others_have_no_answers(rng):
+    model = BranchyModel(residual(), exits("stem", "late"))
+    x = images(12, rng)
+    model.thresholds = at_median(model, x)
+    want = called(model, tf.constant(x))
+    parts = [x[:5], x[:0], x[5:]]
+    for data in (parts, [tf.constant(part) for part in parts]):
+        assert_answers(model.predict_early(iter(data), verbose=0), want)
+        sizes = [len(answer) for answer in model.stream_early(iter(data))]
+        assert sizes == [5, 0, 7]
+    none = called(model, tf.constant(x[:0]))
+    assert {name: value.shape for name, value in none.items()} == {
+        "labels": (0,),
+        "probabilities": (0, model.num_classes),
+        "exits": (0,),
+        "scores": (0,),
+    }
+    assert_answers(model.predict_early(x[:0], verbose=0), none)
+
+
 @pytest.mark.parametrize("structure", [dict, list])
 def test_several_inputs_reach_the_traced_function_in_order(rng, structure):
     inputs = {name: keras.Input((3,), name=name) for name in ("zulu", "alpha", "mike")}

@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 
 from keras_branchy.batch_gate import sample_gate
 from keras_branchy.criteria import CRITERIA
-from keras_branchy.runner.engines import Program, open_program
+from keras_branchy.runner.engines import open_program, opener
 from keras_branchy.runner.manifest import Manifest
 from keras_branchy.runner.stage_engine import StageEngine, rules_of, told
+from keras_branchy.runner.thread_choice import Computation, with_threads
 
 __all__ = ["Driver", "open_driver"]
 
@@ -70,11 +72,12 @@ class SampleDriver:
         self.below = [CRITERIA[criterion].exits_below for criterion in criteria]
         self.batch_gates = rules_of(manifest).gates()
         self.patience = manifest.data["patience"]
-        self.programs: list[Program] = [
-            open_program(manifest, stage.call, "logits", threads)
-            for stage in manifest.stages
-            if stage.call is not None
-        ]
+        self.programs: list[Computation] = []
+        calls = [stage.call for stage in manifest.stages if stage.call is not None]
+        for index, call in enumerate(calls):
+            settle = partial(self.programs.__setitem__, index)
+            opened = opener(manifest, call, "logits")
+            self.programs.append(with_threads(opened, threads, settle))
 
     def predict(
         self, samples: Samples, count: int, thresholds: np.ndarray

@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from keras_branchy.runner.manifest import Call, Manifest
 
-__all__ = ["Program", "Tensors", "open_program"]
+__all__ = ["Program", "Tensors", "open_program", "opener"]
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -41,14 +42,15 @@ class Program:
             for tensor in call.inputs
             if tensor.shape and tensor.shape[0] is None
         }
+        self._counted = next(iter(self._free), None)  # the input that tells the size
         self._size: int | None = None
-        if not self._free:
+        if self._counted is None:
             interpreter.allocate_tensors()
 
     def run(self, tensors: Tensors) -> np.ndarray:
         """Computes everything and returns the output called `first`."""
-        if self._free:
-            self._resize(tensors)
+        if self._counted is not None and len(tensors[self._counted]) != self._size:
+            self._resize(len(tensors[self._counted]))
         set_tensor = self._interpreter.set_tensor
         for name, index in self._feeds:
             set_tensor(index, tensors[name])
@@ -62,13 +64,12 @@ class Program:
 
     def views(self) -> dict[str, np.ndarray]:
         """The other outputs where they lie; none may be left when `run` is called."""
+        if not self._fetches:
+            return {}
         view = self._interpreter.tensor
         return {name: view(index)() for name, index in self._fetches}
 
-    def _resize(self, tensors: Tensors) -> None:
-        size = len(tensors[next(iter(self._free))])
-        if size == self._size:
-            return
+    def _resize(self, size: int) -> None:
         for name, index in self._feeds:
             if name in self._free:
                 self._interpreter.resize_tensor_input(index, (size, *self._free[name]))
@@ -108,6 +109,11 @@ def open_program(
     shared = manifest.data["layout"] == "signatures"
     kind = _SignatureProgram if shared else Program
     return kind(call, manifest.read(call.file), first, num_threads)
+
+
+def opener(manifest: Manifest, call: Call, first: str) -> Callable[[int], Program]:
+    """What opens the file of a call with a number of threads, once for each number."""
+    return functools.cache(functools.partial(open_program, manifest, call, first))
 
 
 def _indices(

@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from keras_branchy.batch_gate import Gate
-from keras_branchy.runner.engines import Program, open_program
+from keras_branchy.runner.engines import Program, opener
 from keras_branchy.runner.manifest import Call, Manifest
+from keras_branchy.runner.thread_choice import Computation, with_threads
 from keras_branchy.walk import Rest, Rules
 
 __all__ = ["StageEngine", "rules_of", "told"]
@@ -27,7 +29,7 @@ class StageEngine:
 
     Args:
         manifest: Of an export in stages, whose batch size is not 1.
-        threads: Threads within each call to LiteRT.
+        threads: Threads within each call to LiteRT, at most.
     """
 
     def __init__(self, manifest: Manifest, threads: int = 1):
@@ -69,19 +71,27 @@ class _Sizes:
     """A stage's file, opened for whole chunks, and once more to be resized for less."""
 
     def __init__(self, manifest: Manifest, call: Call, fixed: int | None, threads: int):
-        self._open = lambda: open_program(manifest, call, "logits", threads)
-        self._fixed = fixed
-        self._whole = self._open()
-        self._rest: Program | None = None
-        self.chunk = fixed or _chunk(self._whole.largest_row, threads)
+        self._fixed, self._threads = fixed, threads
+        self._whole, self._rest = (opener(manifest, call, "logits") for _ in range(2))
+        self.chunk = fixed or _chunk(self._whole(threads).largest_row, threads)
+        # By the binary digits of a number of samples: twice as many take twice as long.
+        self._chosen: dict[int, Computation] = {}
+        self._for_chunk = with_threads(self._whole, threads, self._settle_chunk)
 
-    def fitting(self, count: int) -> tuple[Program, int]:
-        """A program for `count` samples, and how many it takes."""
+    def fitting(self, count: int) -> tuple[Computation, int]:
+        """What computes `count` samples, and how many it takes."""
         if self._fixed or count == self.chunk:
-            return self._whole, self.chunk
-        if self._rest is None:
-            self._rest = self._open()
-        return self._rest, count
+            return self._for_chunk, self.chunk
+        size = count.bit_length()
+        chosen = self._chosen.get(size)
+        if chosen is None:
+            settle = partial(self._chosen.__setitem__, size)
+            chosen = with_threads(self._rest, self._threads, settle)
+            self._chosen[size] = chosen
+        return chosen, count
+
+    def _settle_chunk(self, program: Program) -> None:
+        self._for_chunk = program
 
 
 def _chunk(row: int, threads: int) -> int:

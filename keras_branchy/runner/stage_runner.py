@@ -151,7 +151,7 @@ class StageRunner:
             walk.enter(self._driver, samples, count)
             walk.flush(self._driver)
             self._done = walk
-            return [walk.labels, walk.probabilities, walk.exits, walk.scores]
+            return list(walk.answers(count).values())
 
     def _new_walk(self, gate: np.ndarray, count: int) -> Walk:
         """One for `count` samples: the last one, where it ended well, or another."""
