@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Staged inference beside what people would use instead: every runtime, in turn.
 
-    python benchmarks/inference.py --json FILE [--figures DIR]
+    python benchmarks/inference.py --json FILE [--figures DIR] [--starts 3]
     python benchmarks/inference.py --networks b_lenet --batches 32 256 --quick
     python benchmarks/inference.py --streaming --json FILE
     python benchmarks/inference.py --check FILE
@@ -45,9 +45,11 @@ def act(args):
     run = run_of(args)
     if args.streaming:
         return stream(args, run)
-    run.prepare()
+    if not args.assemble:
+        run.prepare()
     if not args.prepare:
-        run.measure()
+        if not args.assemble:
+            run.measure()
         finish(args, run)
     return 1 if run.failures else 0
 
@@ -65,6 +67,7 @@ def run_of(args, **changed):
         "work": args.work,
         "torch": Torch(args.torch),
         "runtimes": args.runtimes,
+        "starts": args.starts,
         **changed,
     }
     return Run(**given)
@@ -75,7 +78,7 @@ def finish(args, run):
     from benchmarks.speed import document
 
     found = {"made_with": document.surroundings(run.torch), **run.assembled()}
-    found["made_with"]["seconds_a_cell"] = run.seconds
+    found["made_with"] |= {"seconds_a_cell": run.seconds, "starts": run.starts}
     if args.json is not None:
         kept = json.loads(args.json.read_text("utf-8")) if args.json.exists() else {}
         found["streaming"] = kept.get("streaming", [])
@@ -119,20 +122,18 @@ def check(args):
         print(f"The committed ratios are of another processor: {before}, here {now}.")
     name = checks.network(args.store)
 
-    def measured(**what):
-        run = run_of(args, names=[name], work=args.work / "check", **what)
-        run.forget()
-        run.measure()
-        return run.assembled()["rows"]
-
-    repeats = [measured(batches=list(checks.BATCHES)) for _ in range(checks.REPEATS)]
-    found = checks.compare(committed["rows"], repeats)
+    given = {"names": [name], "work": args.work / "check"}
+    run = run_of(args, **given, batches=[*checks.BATCHES], starts=checks.STARTS)
+    run.forget()
+    run.measure()
+    found = checks.compare(committed["rows"], run.assembled()["rows"])
     for _ in range(checks.AGAIN):
-        cells = checks.seem_worse(found)
-        for batch, threads in cells:
+        run.starts += 1
+        for batch, threads in checks.seem_worse(found):
             print(f"Batch {batch} on {threads} threads seems worse: once more.", flush=True)
-            repeats.append(measured(batches=[batch], threads=[threads]))
-        found = checks.compare(committed["rows"], repeats)
+            place = {"batches": [batch], "threads": [threads]}
+            run_of(args, **given, **place, starts=run.starts).measure()
+        found = checks.compare(committed["rows"], run.assembled()["rows"])
     told, fine = checks.conclusion(found)
     print(checks.table(found))
     print(told)
@@ -154,7 +155,11 @@ def parse_args():
     parser.add_argument("--streaming", action="store_true", help="the iterator, alone")
     parser.add_argument("--images", type=int, default=1_000_000, help="of the stream")
     parser.add_argument("--check", type=Path, metavar="FILE", help="against its ratios")
+    parser.add_argument("--starts", type=int, default=1, help="of every cell, in turn")
     parser.add_argument("--prepare", action="store_true", help="export, measure nothing")
+    parser.add_argument(
+        "--assemble", action="store_true", help="what was measured, by several calls too"
+    )
     parser.add_argument("--store", type=Path, default=ROOT / "build" / "reproduce")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "inference")
     parser.add_argument(

@@ -2,16 +2,13 @@
 """Whether ratios are as good as the committed ones, beyond the noise of both.
 
 Absolute times are never compared. A ratio is worse where the whole of its interval lies
-below the whole of the committed one. The interval here spans repeats in new processes, so
-that it holds what differs from one start to the next; the committed one is of one start,
-and is widened by as much as repeats lie apart.
+below the whole of the committed one. Both are of several starts in new processes, and span
+what differs from one to the next (`starts`).
 """
-
-from statistics import fmean
 
 from benchmarks.speed.networks import NETWORKS, UNTRAINED, NotTrainedError, files
 
-BATCHES, REPEATS = (32, 256), 2
+BATCHES, STARTS = (32, 256), 2
 # Times that what seems worse is measured once more: of so many ratios some do by chance.
 AGAIN = 2
 RATIOS = ("gain_same_runtime", "efficiency")
@@ -20,25 +17,15 @@ INTERVALS = {"gain_same_runtime": "gain_interval", "efficiency": "efficiency_int
 MARGIN = 0.03
 
 
-def compare(committed, repeats):
-    """Lines of a table, and how many ratios are worse.
-
-    Args:
-        committed: Rows of the committed file.
-        repeats: Rows of each repeat; those after the first `REPEATS` may lack some.
-    """
-    old = by_place(committed)
-    new = [by_place(rows) for rows in repeats]
+def compare(committed, measured):
+    """Lines of a table, and how many ratios are worse, of the rows of two files."""
+    old, new = by_place(committed), by_place(measured)
     found = []
-    for place in sorted(set(old) & set.intersection(*map(set, new[:REPEATS])), key=str):
+    for place in sorted(set(old) & set(new), key=str):
         for name in RATIOS:
-            before = spans(old[place], name)
-            now = [spans(x[place], name) for x in new if place in x]
-            if before is None or any(span is None for span in now):
-                continue
-            low, high = min(x[0] for x in now), max(x[1] for x in now)
-            before = widened(before, now)
-            found.append((place, name, before, (low, high), verdict(before, (low, high))))
+            before, now = spans(old[place], name), spans(new[place], name)
+            if before is not None and now is not None:
+                found.append((place, name, before, now, verdict(before, now)))
     return found
 
 
@@ -64,13 +51,6 @@ def spans(row, name):
     if interval is None:
         return None
     return interval[0] * (1 - MARGIN / 2), interval[1] * (1 + MARGIN / 2)
-
-
-def widened(before, now):
-    """The committed interval, with half of what the middles of repeats lie apart."""
-    middles = [fmean(span) for span in now]
-    apart = (max(middles) - min(middles)) / 2 / fmean(middles)
-    return before[0] * (1 - apart), before[1] * (1 + apart)
 
 
 def verdict(before, now):

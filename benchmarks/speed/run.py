@@ -6,12 +6,13 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.speed import cell as cells
-from benchmarks.speed import document, networks, prepare, rows
+from benchmarks.speed import document, networks, prepare, rows, starts
 from benchmarks.speed.settings import Answers
 from benchmarks.speed.team import ROOT, Team, Torch
 
@@ -32,11 +33,12 @@ class Run:
         names: Of networks.
         batches: Their sizes.
         threads: Numbers of threads.
-        seconds: About how long the turns of a cell may take.
+        seconds: About how long the turns of a cell may take, in each start.
         store: Where trained networks are.
         work: Where files, and cells that are done, are kept.
         torch: A `Torch`.
         runtimes: Only these, or None for all; stages alone are always timed.
+        starts: How often every cell is measured, all cells once before any again.
     """
 
     names: list[str]
@@ -47,6 +49,7 @@ class Run:
     work: Path
     torch: Torch
     runtimes: list[str] | None = None
+    starts: int = 1
     failures: dict = field(default_factory=dict)
 
     def __post_init__(self):
@@ -92,20 +95,19 @@ class Run:
             sys.exit(f"{name} could not be exported. The end of {path}:\n{told}")
 
     def measure(self):
-        for name in self.names:
+        for start, name, threads in product(range(self.starts), self.names, self.threads):
             network = networks.named(name)
             folder = self.prepared(network)
-            for threads in self.threads:
-                wanted = [
-                    batch
-                    for batch in self.batches
-                    if takes_part(network, batch, threads, max(self.threads))
-                    and not self.path(folder, batch, threads).exists()
-                ]
-                if wanted:
-                    self.measure_network(network, folder, wanted, threads)
+            wanted = [
+                batch
+                for batch in self.batches
+                if takes_part(network, batch, threads, max(self.threads))
+                and not self.path(folder, batch, threads, start).exists()
+            ]
+            if wanted:
+                self.measure_network(network, folder, wanted, threads, start)
 
-    def measure_network(self, network, folder, batches, threads):
+    def measure_network(self, network, folder, batches, threads, start=0):
         info = json.loads((folder / "info.json").read_text("utf-8"))
         answers = answers_of(folder, info)
         kinds = kinds_of(network, self.torch, self.runtimes)
@@ -122,7 +124,7 @@ class Run:
                 made = rows.Rows(network.name, info, found, answers, team.first).all()
                 made += absent(network, self.torch, batch, threads)
                 kept = {"rows": made, "stages": rows.stage_rows(network.name, found)}
-                document.write(self.path(folder, batch, threads), kept)
+                document.write(self.path(folder, batch, threads, start), kept)
                 print(summary(made), flush=True)
 
     def fail(self, network, batch, threads, error):
@@ -147,13 +149,14 @@ class Run:
             sys.exit(f"The stream ended with code {done.returncode}.")
         return json.loads(lines[-1].removeprefix("STREAM "))
 
-    def path(self, folder, batch, threads):
+    def path(self, folder, batch, threads, start):
         """Where a cell is kept; another engine or another network has another place."""
         key = hashlib.sha256((folder / "info.json").read_bytes())
         key.update(self.code)
         key.update(repr((self.seconds, self.torch.absent, self.runtimes)).encode())
         parts = self.work / "parts"
-        return parts / f"{folder.name}-{batch}-{threads}-{key.hexdigest()[:12]}.json"
+        name = f"{folder.name}-{batch}-{threads}-{start}-{key.hexdigest()[:12]}.json"
+        return parts / name
 
     def assembled(self):
         """Everything that is there: rows, stages, and what was measured with what."""
@@ -169,9 +172,11 @@ class Run:
         return whole
 
     def add(self, whole, network, batch, threads):
-        path = self.path(self.work / network.name, batch, threads)
-        if path.exists():
-            found = json.loads(path.read_text("utf-8"))
+        place = self.work / network.name, batch, threads
+        paths = [self.path(*place, start) for start in range(self.starts)]
+        parts = [json.loads(p.read_text("utf-8")) for p in paths if p.exists()]
+        if parts:
+            found = starts.merged(parts)
             whole["rows"] += found["rows"]
             whole["stages"] += found["stages"]
         else:

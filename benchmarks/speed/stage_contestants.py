@@ -51,13 +51,18 @@ class _Stages:
 
 
 class StagesInTensorFlow(_Stages, _TensorFlow):
-    """Concrete functions with a free batch; features stay tensors between stages."""
+    """Traced functions with a free batch, called as `predict_early` calls its own.
+
+    Features stay tensors between stages.
+    """
 
     def load(self):
         super().load()
         self.steps = None
 
     def features(self, images):
+        from keras_branchy.direct_call import direct_call
+
         tf = self.tf
         self.inputs = [x._keras_history.operation.name for x in self.model.inputs]
         tensors, self.steps = {self.inputs[0]: tf.constant(images)}, []
@@ -67,7 +72,8 @@ class StagesInTensorFlow(_Stages, _TensorFlow):
                 name: tf.TensorSpec([None, *x.shape[1:]], x.dtype)
                 for name, x in read.items()
             }
-            run = tf.function(stage, autograph=False).get_concrete_function(spec)
+            traced = tf.function(stage, autograph=False)
+            run = direct_call(traced.get_concrete_function(spec))
             tensors.update(run(read))
             self.steps.append((run, list(read)))
         return tensors

@@ -34,7 +34,8 @@ class StageRunner:
 
     Args:
         path: The folder with `manifest.json`.
-        threads: How many threads LiteRT computes with.
+        threads: How many threads LiteRT computes with at most; small calls take one where
+            that is faster, as their first calls tell.
         thresholds: One per exit but the last, `None` to disable an exit, instead of those
             in the manifest.
 
