@@ -72,7 +72,7 @@ def test_the_faster_is_settled_on(clock, one, many, best):
     assert set(answered[16:]) == {best}
 
 
-def test_the_first_call_of_each_does_not_count(clock):
+def test_the_first_call_of_each_tells_nothing(clock):
     settled, _, _ = tried(clock, {1: 50e-6, 4: 60e-6}, first={1: 1.0, 4: 2.0})
     assert [program.threads for program in settled] == [1]
 

@@ -61,14 +61,12 @@ class _Trial:
         self._ran, self._calls = opened(threads), 0
 
     def run(self, tensors: Tensors) -> np.ndarray:
-        block, place = divmod(self._calls, BLOCK)
-        way = self._ways[block % 2]
+        way = self._ways[self._calls // BLOCK % 2]
         self._ran = self._opened(way)
         begin = time.perf_counter()
         logits = self._ran.run(tensors)
         seconds = time.perf_counter() - begin
-        if place:  # the first of a block finds caches cold, and may allocate
-            self._taken[way].append(seconds / len(logits))
+        self._taken[way].append(seconds / len(logits))
         self._calls += 1
         if self._calls == 4 * BLOCK:
             self._settle(self._opened(min(self._ways, key=self._usual)))
@@ -83,5 +81,5 @@ class _Trial:
         return self._ran.views()
 
     def _usual(self, way: int) -> float:
-        """Seconds a sample."""
+        """Seconds a sample, whatever the first call of a block took."""
         return median(self._taken[way])
