@@ -16,6 +16,7 @@ from project import fresh_python
 from keras_branchy import StageRunner
 from keras_branchy.criteria import CRITERIA, gate_scores
 from keras_branchy.row_gate import row_gate
+from keras_branchy.runner import stage_engine
 from keras_branchy.runner.drivers import CascadeDriver, SampleDriver
 from keras_branchy.runner.stage_engine import StageEngine
 
@@ -368,3 +369,15 @@ def test_without_thresholds_it_asks_for_them():
     said = "no thresholds.*Received: thresholds=None. Calibrate.*thresholds= with 2 floats"
     with pytest.raises(ValueError, match=said):
         runner.predict(exported("residual").x)
+
+
+@pytest.mark.parametrize(
+    ("row", "samples"),
+    [(0, 256), (3200, 256), (18000, 64), (82944, 16), (131072, 8), (884736, 2), (9e7, 1)],
+)
+def test_chunks_are_the_power_of_two_that_is_nearest_to_the_cache(row, samples):
+    fitting = stage_engine.CACHE / max(row, 1)
+    powers = [1 << bit for bit in range(9)]
+    nearest = min(powers, key=lambda power: abs(np.log2(power) - np.log2(fitting)))
+    assert stage_engine._chunk(row, 1) == samples == nearest
+    assert stage_engine._chunk(row, 3) == 3 * samples

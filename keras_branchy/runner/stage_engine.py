@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -95,9 +96,9 @@ class _Sizes:
 
 
 def _chunk(row: int, threads: int) -> int:
-    """A power of two of samples a thread, whose largest activation has `row` bytes each."""
-    fitting = max(1, CACHE // max(row, 1))
-    return threads * min(MOST, 1 << (fitting.bit_length() - 1))
+    """The nearest power of two of samples a thread, where each has `row` bytes at most."""
+    fitting = round(math.log2(CACHE / max(row, 1)))
+    return threads * min(MOST, 1 << max(0, fitting))
 
 
 def rules_of(manifest: Manifest) -> Rules:
