@@ -203,6 +203,30 @@ def test_an_interval_covers_what_rounds_differ_by():
     assert rows.interval(lambda picked: 2.0, 1) == [2.0, 2.0]
 
 
+@pytest.mark.parametrize(
+    ("batch", "cost", "batches"),
+    [
+        (32, 2.5e-3, 12),  # 30 ms, though the time is short
+        (8, 2e-4, 40),  # all of a share's 320 images
+        (256, 5e-2, 1),  # long enough alone
+        (32, 1e-4, 20),  # time enough for all 640
+    ],
+)
+def test_a_runtime_has_its_turn_for_long_enough_to_be_warm(
+    monkeypatch, batch, cost, batches
+):
+    one = cell.Measurement.__new__(cell.Measurement)
+    logits = np.zeros((2, 4096, 10))
+    one.answers = SimpleNamespace(logits=logits, swept=lambda *given: [1.0])
+    one.batch, one.seconds, one.info, one.cell = batch, 0.7, INFO, SimpleNamespace()
+    one.plain, one.staged = ["tensorflow", "litert"], ["predict_early", "stage_runner"]
+    monkeypatch.setattr(one, "cost", lambda kind, thresholds: cost, raising=False)
+    chosen = []
+    monkeypatch.setattr(settings, "settings", lambda *given: chosen.append(given[-2:]))
+    one.choose()
+    assert chosen == [(batches, batches)]
+
+
 def test_slow_ways_are_dropped_after_a_round():
     one = cell.Measurement.__new__(cell.Measurement)
     one.cell = measured()

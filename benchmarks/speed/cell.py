@@ -23,6 +23,7 @@ STAGES = ("stages in tensorflow", "stages in litert")
 SWEPT_IMAGES = {1: 200, 8: 320, 32: 640, 256: 1024}  # at most, for each swept share
 LEAST_IMAGES, LEAST_REAL = 20, 200  # of a swept share, and as calibrated
 MOST_BATCHES = 2000
+TURN = 0.03  # seconds of a runtime, at least: the first batches find caches cold
 AIM, FEWEST, MOST = 7, 3, 40  # rounds
 BEHIND = 1.4  # times the best way, by which a stage's other ways are dropped
 GRID = 6  # numbers of samples at which a stage is timed, where more occur
@@ -102,6 +103,7 @@ class Measurement:
         each = plain + len(who.SWEPT) * staged
         swept = min(most, max(SWEPT_IMAGES.get(self.batch, 2048) // self.batch, 1))
         room, least = self.seconds / AIM, -(-LEAST_IMAGES // self.batch)
+        least = max(least, int(TURN / np.median(list(costs.values()))))
         swept = int(np.clip(room / 2 // each, min(least, swept), swept))
         real = swept
         if self.info["thresholds"] is not None:

@@ -8,6 +8,8 @@ is no quotient of times in the same row; an interval spans those of all starts.
 
 from statistics import median
 
+from benchmarks.speed.rows import digits
+
 MEDIANS = (
     *("us_per_image", "spread", "gain_same_runtime", "gain_fastest_plain"),
     *("efficiency", "stages_us", "time_to_first_answer_ms"),
@@ -26,7 +28,7 @@ def merged(parts):
     return {
         "rows": [row_of(rows) for rows in grouped(parts, "rows", PLACE)],
         "stages": [
-            {**middle(rows, "us"), "us": median(row["us"] for row in rows)}
+            {**middle(rows, "us"), "us": usual(rows, "us")}
             for rows in grouped(parts, "stages", STAGE)
         ],
     }
@@ -48,7 +50,7 @@ def row_of(rows):
     made = {**middle(rows, "us_per_image"), "starts": len(rows)}
     for name in MEDIANS:
         if made.get(name) is not None:
-            made[name] = median(row[name] for row in rows)
+            made[name] = usual(rows, name)
     for name in INTERVALS:
         if made.get(name) is not None:
             lows, highs = zip(*(row[name] for row in rows), strict=True)
@@ -58,6 +60,10 @@ def row_of(rows):
     made["peak_mib"] = max(row["peak_mib"] for row in rows)
     made["rounds"] = sum(row["rounds"] for row in rows)
     return made
+
+
+def usual(rows, name):
+    return digits(median(row[name] for row in rows))
 
 
 def middle(rows, name):
