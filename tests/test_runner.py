@@ -2,6 +2,7 @@
 """StageRunner against `predict_early`, and its gate against the definition in NumPy."""
 
 import re
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -104,6 +105,18 @@ def test_threads_change_nothing():
     check(runner, export)
     check(runner, export, rows(export.x, slice(0, 1)), slice(0, 1))
     check(runner, export, rows(export.x, slice(0, 2)), slice(0, 2))
+
+
+@pytest.mark.parametrize("batch_size", [1, None])
+def test_a_runner_needs_its_files_no_more(tmp_path, batch_size):
+    export = exported("residual", batch_size=batch_size)
+    folder = tmp_path / "copy"
+    shutil.copytree(export.folder, folder)
+    runner = StageRunner(folder, threads=2)
+    shutil.rmtree(folder)
+    for _ in range(6):  # beyond which a file is opened with one thread too
+        check(runner, export)
+        check(runner, export, rows(export.x, slice(0, 3)), slice(0, 3))
 
 
 def test_any_number_of_samples_is_answered():

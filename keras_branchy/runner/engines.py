@@ -106,14 +106,17 @@ def open_program(
         first: The output that `run` returns.
         num_threads: Threads within one call.
     """
-    shared = manifest.data["layout"] == "signatures"
-    kind = _SignatureProgram if shared else Program
-    return kind(call, manifest.read(call.file), first, num_threads)
+    return opener(manifest, call, first)(num_threads)
 
 
 def opener(manifest: Manifest, call: Call, first: str) -> Callable[[int], Program]:
-    """What opens the file of a call with a number of threads, once for each number."""
-    return functools.cache(functools.partial(open_program, manifest, call, first))
+    """What opens the file of a call with a number of threads, now or later.
+
+    It is read now: an export that is replaced or removed meanwhile makes no difference.
+    """
+    shared = manifest.data["layout"] == "signatures"
+    kind = _SignatureProgram if shared else Program
+    return functools.partial(kind, call, manifest.read(call.file), first)
 
 
 def _indices(

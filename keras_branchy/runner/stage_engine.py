@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -73,7 +74,8 @@ class _Sizes:
 
     def __init__(self, manifest: Manifest, call: Call, fixed: int | None, threads: int):
         self._fixed, self._threads = fixed, threads
-        self._whole, self._rest = (opener(manifest, call, "logits") for _ in range(2))
+        opened = opener(manifest, call, "logits")
+        self._whole, self._rest = functools.cache(opened), functools.cache(opened)
         self.chunk = fixed or _chunk(self._whole(threads).largest_row, threads)
         # By the binary digits of a number of samples: twice as many take twice as long.
         self._chosen: dict[int, Computation] = {}
