@@ -166,6 +166,8 @@ def parse_args():
         "--torch", metavar="PYTHON_OR_PATH", help="a Python, or a folder, with PyTorch"
     )
     args = parser.parse_args()
+    if args.starts < 1:
+        parser.error(f"--starts takes a number from 1 on. Received: {args.starts}.")
     args.seconds = args.seconds or (QUICK if args.quick else SECONDS)
     if args.streaming and args.networks == [*NETWORKS]:
         args.networks = ["b_lenet"]
