@@ -275,9 +275,12 @@ def test_staged_inference_follows_and_is_traced_once_for_each(model, rng):
         want = output ** (1 / temperatures[2])
         want /= want.sum(-1, keepdims=True)
         np.testing.assert_allclose(answer.probabilities, want, rtol=1e-4, atol=1e-6)
-        run = model.early_exit
+        run, call = model.early_exit, model._settings.early_exit_call
         model.temperatures = list(temperatures)  # no others: nothing is dropped
         assert model.early_exit is run and model.thresholds == [None, None]
+        model.predict_early(x, verbose=0)
+        assert model._settings.early_exit_call is call is not None
+        assert run.get_concrete_function() is run.get_concrete_function()
         assert run.experimental_get_tracing_count() == 1
 
 
