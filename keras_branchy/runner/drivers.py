@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Protocol
 
 import numpy as np
@@ -77,7 +76,7 @@ class SampleDriver:
         calls = [stage.call for stage in manifest.stages if stage.call is not None]
         for index, call in enumerate(calls):
             settle = partial(self.programs.__setitem__, index)
-            opened = functools.cache(opener(manifest, call, "logits"))
+            opened = cache(opener(manifest, call, "logits"))
             self.programs.append(with_threads(opened, threads, settle))
 
     def predict(

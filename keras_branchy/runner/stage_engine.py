@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -75,7 +74,7 @@ class _Sizes:
     def __init__(self, manifest: Manifest, call: Call, fixed: int | None, threads: int):
         self._fixed, self._threads = fixed, threads
         opened = opener(manifest, call, "logits")
-        self._whole, self._rest = functools.cache(opened), functools.cache(opened)
+        self._whole, self._rest = cache(opened), cache(opened)
         self.chunk = fixed or _chunk(self._whole(threads).largest_row, threads)
         # By the binary digits of a number of samples: twice as many take twice as long.
         self._chosen: dict[int, Computation] = {}
