@@ -14,14 +14,14 @@ namespace keras_branchy {
 // More than so many classes fit no kernel's scratch memory.
 constexpr int64_t kMostStepClasses = 4096;
 
-// What samples are told, exit after exit; row i is sample `first` + i. It and
+// What samples are told where they leave; row i is sample `first` + i. It and
 // `StageStep` are mirrored by keras_branchy/native_step.py; every member is eight bytes
 // wide, so that there is no padding.
 struct StageAnswers {
   int64_t first;
   int64_t* labels;
   float* probabilities;  // [samples, classes]
-  int64_t* exits;        // -1 for those who stay, of whom nothing else is written
+  int64_t* exits;
   float* scores;
   int64_t* previous;  // the last label, -1 for none; null without patience
   int64_t* agreed;    // how many exits in a row gave it

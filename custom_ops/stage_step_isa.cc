@@ -234,7 +234,6 @@ int64_t Step(const StageStep& step, const float* logits, const int64_t* who,
         run = first + r + 1;
         Answer(step, tile, r, row);
       } else {
-        step.answers->exits[row] = -1;
         ++stayed;
       }
     }

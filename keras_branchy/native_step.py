@@ -109,6 +109,9 @@ class NativeStep:
             bytes=ctypes.addressof(self._bytes),
         )
         self._pointer = ctypes.byref(self._step)
+        if not live:  # somebody alone is told apart without a place to wait in
+            self._number = ctypes.c_int64()
+            self._step.waiting = ctypes.addressof(self._number)
 
     def run(
         self,
@@ -128,10 +131,7 @@ class NativeStep:
         count = len(who)
         logits = np.ascontiguousarray(logits)
         if logits.nbytes != count * self._logits_bytes:
-            raise ValueError(
-                f"Expected float32 logits [{count}, {self._step.classes}]. Received: "
-                f"{logits.dtype} {list(logits.shape)}."
-            )
+            raise self._unfit(logits, count)
         if waiting is not None:
             waiting.room(count, carried)
             if waiting.moved != self._moved:
@@ -149,6 +149,26 @@ class NativeStep:
         if waiting is not None:
             waiting.end += stayed
         return True
+
+    def one(self, logits: np.ndarray, number: int) -> int:
+        """Answers a sample if it leaves; for a step with nothing to take along.
+
+        Args:
+            logits: [1, C] float32, contiguous.
+            number: The sample's.
+
+        Returns:
+            1 if it stays, 0 if it leaves, and -1, with nothing written, for NaN logits.
+        """
+        if logits.nbytes != self._logits_bytes:
+            raise self._unfit(logits, 1)
+        return self._call(self._pointer, address(logits), None, number, 1)
+
+    def _unfit(self, logits: np.ndarray, count: int) -> ValueError:
+        return ValueError(
+            f"Expected float32 logits [{count}, {self._step.classes}]. Received: "
+            f"{logits.dtype} {list(logits.shape)}."
+        )
 
     def _check(self, index: int, array: np.ndarray, count: int) -> None:
         """Rows that are too few or of another size would not be told apart later."""

@@ -18,7 +18,7 @@ __all__ = ["check_max_wait", "in_order"]
 # More batches than this never wait, however few of their samples go on.
 MOST_HELD = 64
 
-Answers = dict[str, np.ndarray]
+Answers = list[np.ndarray]
 
 
 def in_order(
@@ -40,7 +40,7 @@ def in_order(
         max_wait: In seconds; None for as long as it takes.
 
     Yields:
-        The arrays of a batch by name, see `walk.ANSWERS`, and the seconds since it came.
+        Labels, probabilities, exits and scores of a batch, and the seconds since it came.
     """
     waiting: deque[tuple[int, float]] = deque()
     for tensors, count in batches:

@@ -18,17 +18,15 @@ from typing import Any, Protocol
 import numpy as np
 
 from keras_branchy import native_step
+from keras_branchy.answer_rows import AnswerRows
 from keras_branchy.batch_gate import Gate, batch_gate
 from keras_branchy.criteria import CRITERIA
-from keras_branchy.native_step import Answers, NativeStep, address
+from keras_branchy.native_step import Answers, NativeStep
 from keras_branchy.waiting import Tensors, Waiting
 
-__all__ = ["ANSWERS", "Engine", "Rules", "Walk"]
+__all__ = ["Engine", "Rules", "Walk"]
 
 Rest = Callable[[], dict[str, np.ndarray]]
-
-ANSWERS = ("labels", "probabilities", "exits", "scores")
-_UNANSWERED = -1
 
 
 class Engine(Protocol):
@@ -75,6 +73,10 @@ class Rules:
     def gates(self) -> list[Gate]:
         """The gate of each exit."""
         return list(map(batch_gate, self.criteria, self.coefficients))
+
+    def answer_rows(self, capacity: int) -> AnswerRows:
+        """Room for the answers of so many samples."""
+        return AnswerRows(self.num_classes, self.patience is not None, capacity)
 
     def native_steps(
         self, thresholds: np.ndarray, answers: Answers
@@ -125,27 +127,27 @@ class Walk:
     ):
         self.rules, self.gates, self.thresholds = rules, gates, thresholds
         self.last = len(rules.criteria) - 1
-        self._places = Answers()
-        self._native = rules.native_steps(thresholds, self._places)
+        self.rows = rules.answer_rows(capacity)
+        self._native = rules.native_steps(thresholds, self.rows.places)
         self._waiting = [Waiting() for _ in rules.criteria]
-        self.first = 0  # the sample that row 0 of the answers belongs to
-        self.released = 0  # how many of the rows nobody asks for any more
-        self.entered = 0
-        self._allocate(capacity)
+        self._start()
 
     def begin(self, capacity: int) -> None:
         """Begins anew with other samples, once everybody has left."""
-        self.first = self._places.first = self.released = self.entered = 0
-        if capacity > len(self.exits):
-            self._allocate(capacity)
-        elif self.rules.patience is not None:
-            self._nobody_met(0)
+        self._start()
+        self.rows.begin(capacity)
+
+    def _start(self) -> None:
+        self.first = 0  # the sample that row 0 of the answers belongs to
+        self.released = 0  # how many of the rows nobody asks for any more
+        self.entered = 0
+        self.rows.places.first = 0
 
     def enter(self, engine: Engine, tensors: Tensors, count: int) -> None:
         """Runs the first stage for `count` more samples, and what has filled up by then."""
         start = self.entered
         self.entered += count
-        if self.entered - self.first > len(self.exits):
+        if self.entered - self.first > len(self.rows):
             self._make_room()
         size = engine.chunks[0]
         for at in range(0, count, size):
@@ -163,63 +165,29 @@ class Walk:
             while self._waiting[stage].count:
                 self._run(engine, stage, *self._waiting[stage].take(engine.chunks[stage]))
 
-    def answers(self, count: int) -> dict[str, np.ndarray]:
-        """The answers of the first `count` samples that are held, which must be there."""
-        if count == len(self.exits):
-            return {name: getattr(self, name).copy() for name in ANSWERS}
-        rows = slice(self.released, self.released + count)
-        return {name: getattr(self, name)[rows].copy() for name in ANSWERS}
+    def answers(self, count: int) -> list[np.ndarray]:
+        """Labels, probabilities, exits and scores of the first `count` that are held.
+
+        They must have left.
+        """
+        return self.rows.copies(self.released, count)
 
     def answered(self, count: int) -> bool:
         """Whether the first `count` samples that are held have left."""
-        rows = slice(self.released, self.released + count)
-        return bool((self.exits[rows] != _UNANSWERED).all())
+        end = self.first + self.released + count
+        return not any(row.count and row.who[row.start] < end for row in self._waiting)
 
     def release(self, count: int) -> None:
         """Forgets the first `count` samples that are held."""
         self.released += count
 
-    def _allocate(self, capacity: int) -> None:
-        self.labels = np.empty(capacity, np.int64)
-        self.probabilities = np.empty((capacity, self.rules.num_classes), np.float32)
-        self.exits = np.empty(capacity, np.int64)
-        self.scores = np.empty(capacity, np.float32)
-        if self.rules.patience is not None:
-            self.previous = np.empty(capacity, np.int64)
-            self.agreed = np.empty(capacity, np.int64)
-            self._nobody_met(0)
-        if self._native is not None:
-            places = self._places
-            places.first = self.first
-            places.labels = address(self.labels)
-            places.probabilities = address(self.probabilities)
-            places.exits = address(self.exits)
-            places.scores = address(self.scores)
-            if self.rules.patience is not None:
-                places.previous = address(self.previous)
-                places.agreed = address(self.agreed)
-
-    def _nobody_met(self, row: int) -> None:
-        """From a row on samples have met no exit yet."""
-        self.previous[row:] = -1
-        self.agreed[row:] = 0
-
-    def _arrays(self) -> list[tuple[str, np.ndarray]]:
-        counted = () if self.rules.patience is None else ("previous", "agreed")
-        return [(name, getattr(self, name)) for name in (*ANSWERS, *counted)]
-
     def _make_room(self) -> None:
         """Moves the rows that are held to the front, of larger arrays if need be."""
-        old, gone, size = dict(self._arrays()), self.released, len(self.exits)
+        gone = self.released
         self.first, self.released = self.first + gone, 0
-        self._places.first = self.first
-        held = self.entered - self.first
-        if 2 * held > size:
-            self._allocate(2 * held)
-        for name, array in old.items():
-            getattr(self, name)[: size - gone] = array[gone:]
-        if self.rules.patience is not None:
-            self._nobody_met(size - gone)
+        self.rows.places.first = self.first
+        held, size = self.entered - self.first, len(self.rows)
+        self.rows.shift(gone, 2 * held if 2 * held > size else size)
 
     def _run(
         self, engine: Engine, stage: int, who: np.ndarray | range, tensors: Tensors
@@ -251,36 +219,28 @@ class Walk:
     ) -> None:
         """The step in NumPy."""
         score, label, probabilities = self.gates[stage](logits)
-        if waiting is None:
-            return self._write(who, label, probabilities, stage, score)
-        stay = (~self._leaves(stage, who, score, label)).nonzero()[0]
+        rows: Any = who - self.first
+        if waiting is not None:
+            stay = (~self._leaves(stage, rows, score, label)).nonzero()[0]
+            if len(stay):
+                waiting.add(who, carried, stay)
+        if stage == 0:  # in order, and a slice is faster than indices
+            rows = slice(rows[0], rows[-1] + 1)
         # Those who stay are overwritten once they leave.
-        self._write(who, label, probabilities, stage, score)
-        if len(stay):
-            waiting.add(who, carried, stay)
-            self.exits[who[stay] - self.first] = _UNANSWERED
-        return None
+        self.rows.write(rows, label, probabilities, stage, score)
 
     def _leaves(
-        self, stage: int, who: np.ndarray, score: np.ndarray, label: np.ndarray
+        self, stage: int, rows: np.ndarray, score: np.ndarray, label: np.ndarray
     ) -> np.ndarray:
         leaves = CRITERIA[self.rules.criteria[stage]].exits(score, self.thresholds[stage])
         if self.rules.patience is None:
             return leaves
-        rows = who - self.first
+        told = self.rows
         known = ~np.isnan(score)  # a broken row agrees with nobody
-        again = known & (label == self.previous[rows])
-        agreed = np.where(again, self.agreed[rows] + 1, 1)
-        self.agreed[rows], self.previous[rows] = agreed, np.where(known, label, -1)
+        again = known & (label == told.previous[rows])
+        agreed = np.where(again, told.agreed[rows] + 1, 1)
+        told.agreed[rows], told.previous[rows] = agreed, np.where(known, label, -1)
         return leaves | (agreed >= self.rules.patience)
-
-    def _write(self, who: np.ndarray, *answer: Any) -> None:
-        label, probabilities, stage, score = answer
-        rows: Any = who - self.first
-        if stage == 0:  # in order, and a slice is faster than indices
-            rows = slice(rows[0], rows[-1] + 1)
-        self.labels[rows], self.probabilities[rows] = label, probabilities
-        self.exits[rows], self.scores[rows] = stage, score
 
 
 def _rows(tensors: Tensors, start: int, stop: int) -> Tensors:

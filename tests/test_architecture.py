@@ -26,6 +26,7 @@ LAYERS = (
     ("thresholds", "learned_gate", "by_exit", "binomial", "targets", "plots"),
     ("orders", "answers", "drop_test", "expected_gains", "row_gate", "waiting", "compiled"),
     ("batch_gate", "native_step"),
+    ("answer_rows",),
     ("walk",),
     ("streaming",),
     ("threshold_search", "risk"),
@@ -54,6 +55,7 @@ LAZILY_UPWARD = {"early_exiting", "exit_scores"}
 FRAMEWORKS = {"tensorflow", "keras"}
 WITHOUT_FRAMEWORKS = {
     "agreement",
+    "answer_rows",
     "answers",
     "binomial",
     "calibration",

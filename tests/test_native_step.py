@@ -49,7 +49,16 @@ def by(request, library):
 class Exit:
     """A step with arrays to answer into, for samples FIRST and after."""
 
-    def __init__(self, library, criterion, threshold, classes, count, patience=None):
+    def __init__(
+        self,
+        library,
+        criterion,
+        threshold,
+        classes,
+        count,
+        patience=None,
+        live=("rows", "bytes"),
+    ):
         self.criterion, self.threshold, self.patience = criterion, threshold, patience
         self.coefficients = LEARNED if criterion == "learned" else None
         self.arrays = {
@@ -65,7 +74,7 @@ class Exit:
             }
         self.step = NativeStep(
             *(library, STAGE, criterion, self.coefficients, threshold, classes, patience),
-            ["rows", "bytes"],
+            live,
             Answers(
                 FIRST, **{name: native_step.address(x) for name, x in self.arrays.items()}
             ),
@@ -119,11 +128,9 @@ def test_samples_leave_or_wait_as_in_float64(by, rng, criterion, classes):
         here.arrays["probabilities"][to], probabilities[leaves], rtol=1e-7, atol=1e-37
     )
     others = np.setdiff1d(np.arange(count + 5), to)
-    assert (here.arrays["labels"][others] == -7).all()
+    assert len(others) == 5 + (~leaves).sum()
+    assert all((array[others] == -7).all() for array in here.arrays.values())
     stay = who[~leaves]
-    assert (here.arrays["exits"][stay - FIRST] == -1).all()
-    absent = np.setdiff1d(others, stay - FIRST)
-    assert len(absent) == 5 and (here.arrays["exits"][absent] == -7).all()
     waiting, tensors = here.waiting.take(count)
     np.testing.assert_array_equal(waiting, stay)
     for name, value in here.carried(stay).items():
@@ -174,6 +181,28 @@ def test_numbers_that_follow_each_other_may_be_a_range(by, rng):
     np.testing.assert_array_equal(mine["rows"], theirs["rows"])
 
 
+@pytest.mark.parametrize("patience", [None, 2])
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_one_sample_is_answered_as_among_others(by, rng, criterion, patience):
+    logits = logits_of(rng, 50, 10)
+    scores, _ = gate_scores(logits, criterion, LEARNED if criterion == "learned" else None)
+    threshold = float(np.float32(np.median(scores) + 1e-4))
+    here = Exit(by, criterion, threshold, 10, 50, patience)
+    alone = Exit(by, criterion, threshold, 10, 50, patience, live=[])
+    stay = np.zeros(50, np.int64)
+    for _ in range(2):  # with patience, nobody is left at the second
+        assert here.run(logits, FIRST + np.arange(50))
+        stay[:] = [alone.step.one(logits[i : i + 1], FIRST + i) for i in range(50)]
+        np.testing.assert_array_equal(here.waiting.take(50)[0], FIRST + stay.nonzero()[0])
+        for name, array in here.arrays.items():
+            np.testing.assert_array_equal(array, alone.arrays[name])
+    assert stay.any() == (patience is None)
+    logits[0, 3] = np.nan
+    assert alone.step.one(logits[:1], FIRST) == -1
+    with pytest.raises(ValueError, match=r"logits \[1, 10\]. Received: float32 \[2, 10\]"):
+        alone.step.one(logits[:2], FIRST)
+
+
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_a_score_at_the_threshold(by, rng, criterion):
     logits = logits_of(rng, 1, 10)
@@ -184,7 +213,7 @@ def test_a_score_at_the_threshold(by, rng, criterion):
         here = Exit(by, criterion, float(threshold), 10, 1)
         assert here.run(logits, np.array([FIRST]))
         expected = CRITERIA[criterion].exits(score, threshold)
-        assert here.arrays["exits"][0] == (STAGE if expected else -1)
+        assert here.arrays["exits"][0] == (STAGE if expected else -7)
         assert here.waiting.count == 1 - expected
 
 

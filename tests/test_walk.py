@@ -61,12 +61,13 @@ def by_hand(logits, patience=None):
 
 def check(answers, logits, patience=None):
     exits, labels, scores = zip(*by_hand(logits, patience), strict=True)
-    assert answers["exits"].tolist() == list(exits)
-    assert answers["labels"].tolist() == [int(label) for label in labels]
-    np.testing.assert_array_equal(answers["scores"], np.array(scores))
+    told_labels, probabilities, told_exits, told_scores = answers
+    assert told_exits.tolist() == list(exits)
+    assert told_labels.tolist() == [int(label) for label in labels]
+    np.testing.assert_array_equal(told_scores, np.array(scores))
     z = logits[list(exits), np.arange(len(exits))].astype(np.float64)
     softmax = np.exp(z) / np.exp(z).sum(1, keepdims=True)
-    np.testing.assert_allclose(answers["probabilities"], softmax, rtol=1e-5)
+    np.testing.assert_allclose(probabilities, softmax, rtol=1e-5)
 
 
 @pytest.mark.parametrize("patience", [None, 2])
@@ -101,7 +102,8 @@ def test_no_sample_runs_no_stage(rng):
     walk = walk_of(rules())
     walk.enter(table, {"number": np.arange(0)}, 0)
     walk.flush(table)
-    assert table.ran == [] and walk.answers(0)["probabilities"].shape == (0, CLASSES)
+    assert table.ran == []
+    assert [rows.shape for rows in walk.answers(0)] == [(0,), (0, CLASSES), (0,), (0,)]
 
 
 def stream_of(logits, size, max_wait=None, chunk=8):
@@ -126,8 +128,8 @@ def stream_of(logits, size, max_wait=None, chunk=8):
 def test_a_stream_keeps_its_order(rng, max_wait):
     logits = logits_of(rng, 1001)
     given = [answers for answers, _ in stream_of(logits, 8, max_wait)]
-    assert [len(answers["exits"]) for answers in given] == [8] * 125 + [1]
-    joined = {name: np.concatenate([x[name] for x in given]) for name in given[0]}
+    assert [len(labels) for labels, *_ in given] == [8] * 125 + [1]
+    joined = [np.concatenate(parts) for parts in zip(*given, strict=True)]
     check(joined, logits, patience=2)
 
 
@@ -155,14 +157,14 @@ def test_memory_is_that_of_what_is_held(rng):
         walk.flush(table)
         check(walk.answers(8), logits[:, start : start + 8])
         walk.release(8)
-    assert len(walk.exits) <= 64
+    assert len(walk.rows) <= 64
 
 
 def test_answers_given_away_stay_as_they_are(rng):
     logits = logits_of(rng, 400)
-    given = [(answers, answers["exits"].copy()) for answers, _ in stream_of(logits, 4, 0)]
-    for answers, copy in given:
-        np.testing.assert_array_equal(answers["exits"], copy)
+    given = [(exits, exits.copy()) for (*_, exits, _), _ in stream_of(logits, 4, 0)]
+    for exits, copy in given:
+        np.testing.assert_array_equal(exits, copy)
 
 
 @pytest.mark.parametrize("wrong", [-1, "soon", True, float("nan")])

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache, partial
 from typing import Protocol
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from keras_branchy.batch_gate import sample_gate
 from keras_branchy.criteria import CRITERIA
+from keras_branchy.native_step import NativeStep
 from keras_branchy.runner.engines import open_program, opener
 from keras_branchy.runner.manifest import Manifest
 from keras_branchy.runner.stage_engine import StageEngine, rules_of, told
@@ -64,60 +65,66 @@ class SampleDriver:
     """One sample after another, each as far as it needs to go."""
 
     def __init__(self, manifest: Manifest, threads: int = 1):
-        criteria = [row.criterion for row in manifest.exits]
-        self.num_classes = manifest.data["num_classes"]
+        rules = rules_of(manifest)
+        # What a sample alone takes along stays where it is.
+        self._rules = replace(rules, live=[()] * len(rules.live))
+        self.num_classes = rules.num_classes
         self.gates = [
             sample_gate(row.criterion, row.gate, self.num_classes) for row in manifest.exits
         ]
-        self.below = [CRITERIA[criterion].exits_below for criterion in criteria]
-        self.batch_gates = rules_of(manifest).gates()
-        self.patience = manifest.data["patience"]
+        self.below = [CRITERIA[criterion].exits_below for criterion in rules.criteria]
+        self.batch_gates = rules.gates()
         self.programs: list[Computation] = []
         calls = [stage.call for stage in manifest.stages if stage.call is not None]
         for index, call in enumerate(calls):
             settle = partial(self.programs.__setitem__, index)
             opened = cache(opener(manifest, call, "logits"))
             self.programs.append(with_threads(opened, threads, settle))
+        self._rows = rules.answer_rows(1)
+        self._thresholds: np.ndarray | None = None
+        self._steps: list[NativeStep] | None = None
 
     def predict(
         self, samples: Samples, count: int, thresholds: np.ndarray
     ) -> list[np.ndarray]:
-        limits = thresholds.tolist()
-        walk = self._walk if self.patience is None else self._walk_patiently
-        if count == 1:
-            (score, label, probabilities), taken = walk(dict(samples), limits)
-            return _alone(label, probabilities, taken, score)
-        answers = _blank(count, self.num_classes)
+        if thresholds is not self._thresholds:
+            self._steps = self._rules.native_steps(thresholds, self._rows.places)
+            self._thresholds = thresholds
+        self._rows.begin(count)
         for index in range(count):
-            (score, label, probabilities), taken = walk(_one(samples, index), limits)
-            answers[0][index] = label
-            answers[1][index] = probabilities
-            answers[2][index] = taken
-            answers[3][index] = score
-        return answers
+            tensors = samples if count == 1 else _one(samples, index)
+            if self._steps is None or not self._answered(self._steps, tensors, index):
+                answer, taken = self._walk(dict(tensors), thresholds.tolist())
+                score, label, probabilities = answer
+                self._rows.write(index, label, probabilities, taken, score)
+        return self._rows.copies(0, count)
+
+    def _answered(self, steps: list[NativeStep], tensors: Samples, index: int) -> bool:
+        """By compiled steps; False where logits are not finite."""
+        stays = 1
+        for stage, step in enumerate(steps):
+            program = self.programs[stage]
+            stays = step.one(program.run(tensors), index)
+            if stays <= 0:
+                break
+            tensors = {**tensors, **program.rest()}
+        return stays == 0
 
     def _walk(self, tensors: Samples, limits: list[float]) -> tuple:
-        for index, limit in enumerate(limits):
-            program = self.programs[index]
-            answer = self.gates[index](program.run(tensors))
-            if answer[0] < limit if self.below[index] else answer[0] >= limit:
-                return answer, index
-            tensors.update(program.rest())
-        return self.gates[-1](self.programs[-1].run(tensors)), len(limits)
-
-    def _walk_patiently(self, tensors: Samples, limits: list[float]) -> tuple:
+        patience = self._rules.patience
         previous, agreed = -1, 0
         for index, limit in enumerate(limits):
             program = self.programs[index]
             answer = self.gates[index](program.run(tensors))
             score, label, _ = answer
-            known = score == score  # a broken row agrees with nobody
-            agreed = agreed + 1 if known and label == previous else 1
-            previous = label if known else -1
-            if (
-                score < limit if self.below[index] else score >= limit
-            ) or agreed >= self.patience:
+            if score < limit if self.below[index] else score >= limit:
                 return answer, index
+            if patience is not None:
+                known = score == score  # a broken row agrees with nobody
+                agreed = agreed + 1 if known and label == previous else 1
+                previous = label if known else -1
+                if agreed >= patience:
+                    return answer, index
             tensors.update(program.rest())
         return self.gates[-1](self.programs[-1].run(tensors)), len(limits)
 
@@ -182,20 +189,8 @@ def _one(samples: Samples, index: int) -> Samples:
     return {name: value[index : index + 1] for name, value in samples.items()}
 
 
-def _alone(
-    label: int, probabilities: Sequence[float] | np.ndarray, taken: int, score: float
-) -> list[np.ndarray]:
-    """The answer for one sample, as `_blank` would hold it."""
-    return [
-        np.array([label]),
-        np.array([probabilities], np.float32),
-        np.array([taken]),
-        np.array([score], np.float32),
-    ]
-
-
 def _blank(count: int, classes: int) -> list[np.ndarray]:
-    """labels, probabilities, exits, scores, to be filled in."""
+    """Labels, probabilities, exits, scores, to be filled in."""
     return [
         np.zeros(count, np.int64),
         np.zeros((count, classes), np.float32),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from keras_branchy.batch_gate import Gate
-from keras_branchy.runner.engines import Program, opener
+from keras_branchy.runner.engines import opener
 from keras_branchy.runner.manifest import Call, Manifest
 from keras_branchy.runner.thread_choice import Computation, with_threads
 from keras_branchy.walk import Rest, Rules
@@ -23,6 +23,7 @@ __all__ = ["StageEngine", "rules_of", "told"]
 # time are fewer calls, of which small networks are made.
 MOST = 256
 CACHE = 5 << 18  # bytes
+FEW = 32
 
 
 class StageEngine:
@@ -69,37 +70,38 @@ class StageEngine:
 
 
 class _Sizes:
-    """A stage's file, opened for whole chunks, and once more to be resized for less."""
+    """A stage's file, which is resized from call to call.
+
+    That takes some 10 us of LiteRT's, and an interpreter for each size its memory again.
+    """
 
     def __init__(self, manifest: Manifest, call: Call, fixed: int | None, threads: int):
         self._fixed, self._threads = fixed, threads
-        opened = opener(manifest, call, "logits")
-        self._whole, self._rest = cache(opened), cache(opened)
-        self.chunk = fixed or _chunk(self._whole(threads).largest_row, threads)
+        self._opened = cache(opener(manifest, call, "logits"))
+        self.chunk = fixed or _chunk(self._opened(threads).largest_row, threads)
         # By the binary digits of a number of samples: twice as many take twice as long.
         self._chosen: dict[int, Computation] = {}
-        self._for_chunk = with_threads(self._whole, threads, self._settle_chunk)
 
     def fitting(self, count: int) -> tuple[Computation, int]:
         """What computes `count` samples, and how many it takes."""
-        if self._fixed or count == self.chunk:
-            return self._for_chunk, self.chunk
+        count = self._fixed or count
         size = count.bit_length()
         chosen = self._chosen.get(size)
         if chosen is None:
             settle = partial(self._chosen.__setitem__, size)
-            chosen = with_threads(self._rest, self._threads, settle)
+            chosen = with_threads(self._opened, self._threads, settle)
             self._chosen[size] = chosen
         return chosen, count
 
-    def _settle_chunk(self, program: Program) -> None:
-        self._for_chunk = program
-
 
 def _chunk(row: int, threads: int) -> int:
-    """The nearest power of two of samples a thread, where each has `row` bytes at most."""
-    fitting = round(math.log2(CACHE / max(row, 1)))
-    return threads * min(MOST, 1 << max(0, fitting))
+    """So many samples a thread as fit, where each has `row` bytes at most.
+
+    The nearest power of two; of more than `FEW` the one below, as calls cost little then.
+    """
+    fitting = max(0.0, math.log2(CACHE / max(row, 1)))
+    digits = round(fitting) if fitting < math.log2(FEW) else math.floor(fitting)
+    return threads * min(MOST, 1 << digits)
 
 
 def rules_of(manifest: Manifest) -> Rules:

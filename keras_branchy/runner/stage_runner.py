@@ -152,7 +152,7 @@ class StageRunner:
             walk.enter(self._driver, samples, count)
             walk.flush(self._driver)
             self._done = walk
-            return list(walk.answers(count).values())
+            return walk.answers(count)
 
     def _new_walk(self, gate: np.ndarray, count: int) -> Walk:
         """One for `count` samples: the last one, where it ended well, or another."""
@@ -194,8 +194,8 @@ class StageRunner:
         walk = Walk(self._rules, self._gates, gate, capacity=1024)
         found = in_order(walk, self._lend, map(self._read, batches), max_wait)
         return (
-            RunnerResult(**answers, seconds=seconds, num_exits=exits)
-            for answers, seconds in found
+            RunnerResult(labels, probabilities, taken, scores, seconds, exits)
+            for (labels, probabilities, taken, scores), seconds in found
         )
 
     def every_exit(self, x: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
