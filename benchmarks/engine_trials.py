@@ -478,16 +478,25 @@ def in_powers(programs, name, rows, count):
 
 # ---- Between two stages --------------------------------------------------------------
 def steps(seconds):
-    """The compiled step, against the same in NumPy."""
-    model = networks.b_lenet()
+    """The compiled step, against the same in NumPy, and for lone samples in Python."""
     images = made_up((28, 28, 1), 512)
+    for name, batch_size, sizes in (
+        ("b_lenet", None, (32, 256)),
+        ("b_lenet_light", 1, (1,)),
+    ):
+        model = networks.b_lenet(light_exit=name == "b_lenet_light")
+        yield from steps_of(model, name, batch_size, sizes, images, seconds)
+
+
+def steps_of(model, name, batch_size, sizes, images, seconds):
     scores = entropies(model, images)
-    with Exported(model) as manifest:
-        for size, share in product((32, 256), (0.25, 0.95)):
+    with Exported(model, batch_size) as manifest:
+        for size, share in product(sizes, (0.25, 0.95)):
             batches = [images[i : i + size] for i in range(0, len(images), size)]
+            other = "Python" if size == 1 else "NumPy"
             runs = {
                 way: partial(over, runner_with(switch, manifest, scores, share), batches)
-                for way, switch in (("compiled", "on"), ("NumPy", "off"))
+                for way, switch in (("compiled", "on"), (other, "off"))
             }
             agreed(runs)
             yield contest(
@@ -495,7 +504,7 @@ def steps(seconds):
                 runs,
                 seconds,
                 len(images),
-                network="b_lenet",
+                network=name,
                 batch=size,
                 share=share,
             )
@@ -605,14 +614,16 @@ def entropies(model, images):
 class Exported:
     """A folder with the stages for as long as it is wanted."""
 
-    def __init__(self, model):
+    def __init__(self, model, batch_size=None):
         model.thresholds = [1.0] * (len(model.exit_names) - 1)
-        self._model = model
+        self._model, self._batch_size = model, batch_size
 
     def __enter__(self):
         self._folder = tempfile.TemporaryDirectory()
         path = Path(self._folder.name) / "stages"
-        self._model.export_stages(path, format="litert", batch_size=None, verbose=0)
+        self._model.export_stages(
+            path, format="litert", batch_size=self._batch_size, verbose=0
+        )
         return Manifest.load(path)
 
     def __exit__(self, *raised):

@@ -17,7 +17,7 @@ from project import fresh_python
 from keras_branchy import StageRunner
 from keras_branchy.criteria import CRITERIA, gate_scores
 from keras_branchy.row_gate import row_gate
-from keras_branchy.runner import stage_engine
+from keras_branchy.runner import engines, stage_engine
 from keras_branchy.runner.drivers import CascadeDriver, SampleDriver
 from keras_branchy.runner.stage_engine import StageEngine
 
@@ -278,6 +278,29 @@ def test_a_broken_sample_goes_to_the_last_exit():
     assert np.isnan(answer.probabilities[3]).all() and np.isnan(answer.scores[3])
 
 
+class Broken:
+    """A file that gives NaN for logits."""
+
+    def __init__(self, program):
+        self.program, self.rest = program, program.rest
+
+    def run(self, tensors):
+        return np.full_like(self.program.run(tensors), np.nan)
+
+
+def test_a_sample_that_breaks_on_its_way_goes_to_the_last_exit():
+    export = exported("residual")
+    expected = StageRunner(export.folder).predict(export.x)
+    _, labels, _ = StageRunner(export.folder).every_exit(export.x)
+    runner = StageRunner(export.folder)
+    runner._driver.programs[1] = Broken(runner._driver.programs[1])
+    answer = runner.predict(export.x)
+    first = expected.exits == 0
+    assert 0 < first.sum() < len(first) and (expected.exits == 1).any()
+    np.testing.assert_array_equal(answer.exits, np.where(first, 0, 2))
+    np.testing.assert_array_equal(answer.labels, np.where(first, labels[0], labels[2]))
+
+
 def test_the_cascade_file_is_one_program():
     export = exported("residual", layout="cascade")
     runner = StageRunner(export.folder)
@@ -384,13 +407,33 @@ def test_without_thresholds_it_asks_for_them():
         runner.predict(exported("residual").x)
 
 
+def test_a_file_is_opened_once_for_every_number_of_samples(monkeypatch):
+    export = exported("residual", batch_size=None)
+    expected = StageRunner(export.folder).predict(export.x)
+    opened = []
+    made = engines._interpreter
+    monkeypatch.setattr(
+        engines, "_interpreter", lambda *given: opened.append(given[1]) or made(*given)
+    )
+    runner = StageRunner(export.folder)
+    for size in (60, 7, 1, 33):
+        answer = runner.predict(export.x[:size])
+        np.testing.assert_array_equal(answer.labels, expected.labels[:size])
+        np.testing.assert_array_equal(answer.exits, expected.exits[:size])
+    assert sorted(opened) == ["stage_1.tflite", "stage_2.tflite", "stage_3.tflite"]
+
+
 @pytest.mark.parametrize(
     ("row", "samples"),
-    [(0, 256), (3200, 256), (18000, 64), (82944, 16), (131072, 8), (884736, 2), (9e7, 1)],
+    [(0, 256), (3200, 256), (11560, 64), (18000, 64), (28000, 32), (43000, 32)]
+    + [(82944, 16), (131072, 8), (884736, 2), (9e7, 1)],
 )
-def test_chunks_are_the_power_of_two_that_is_nearest_to_the_cache(row, samples):
+def test_chunks_are_a_power_of_two_that_fits_the_cache(row, samples):
     fitting = stage_engine.CACHE / max(row, 1)
-    powers = [1 << bit for bit in range(9)]
-    nearest = min(powers, key=lambda power: abs(np.log2(power) - np.log2(fitting)))
-    assert stage_engine._chunk(row, 1) == samples == nearest
+    powers = np.array([1 << bit for bit in range(9)])
+    if fitting < stage_engine.FEW:  # the nearest
+        expected = min(powers, key=lambda power: abs(np.log2(power) - np.log2(fitting)))
+    else:
+        expected = powers[powers <= fitting].max()
+    assert stage_engine._chunk(row, 1) == samples == expected
     assert stage_engine._chunk(row, 3) == 3 * samples
