@@ -186,8 +186,7 @@ class Walk:
         gone = self.released
         self.first, self.released = self.first + gone, 0
         self.rows.places.first = self.first
-        held, size = self.entered - self.first, len(self.rows)
-        self.rows.shift(gone, 2 * held if 2 * held > size else size)
+        self.rows.shift(gone, 2 * (self.entered - self.first))
 
     def _run(
         self, engine: Engine, stage: int, who: np.ndarray | range, tensors: Tensors

@@ -19,8 +19,8 @@ from benchmarks.speed.team import ROOT, Team, Torch
 COMPILED_AT = (1, 32, 256)  # batches at which torch.compile is timed
 ENGINE = (
     *("early_exit*.py", "direct_call.py", "reference.py", "native*.py", "batches.py"),
-    *("stage*.py", "walk.py", "waiting.py", "*_gate.py", "streaming.py", "runner/*.py"),
-    *("../custom_ops/lanes.h", "../custom_ops/stage_step*"),
+    *("stage*.py", "walk.py", "waiting.py", "answer_rows.py", "*_gate.py", "streaming.py"),
+    *("runner/*.py", "../custom_ops/lanes.h", "../custom_ops/stage_step*"),
 )
 LARGE = 256  # a batch that takes heavy networks seconds
 

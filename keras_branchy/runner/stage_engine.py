@@ -23,7 +23,7 @@ __all__ = ["StageEngine", "rules_of", "told"]
 # time are fewer calls, of which small networks are made.
 MOST = 256
 CACHE = 5 << 18  # bytes
-FEW = 32
+FEW = 32  # samples
 
 
 class StageEngine:
